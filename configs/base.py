@@ -1,0 +1,31 @@
+"""The base of all experiments: the defaults of `image_transformer/config.py`, where every field is explained.
+
+A file in this folder states only what differs, as dotted fields. Each takes the variant
+`:smoke`, the same code path small enough for minutes on a laptop's CPU.
+"""
+
+import dataclasses
+from typing import Any
+
+import ml_collections
+
+from image_transformer.config import Config
+from image_transformer.errors import InputError
+
+
+def experiment(variant: str, fields: dict[str, Any], smoke: dict[str, Any]) -> ml_collections.ConfigDict:
+  """The defaults with `fields` set and, for the variant 'smoke', `smoke` on top.
+
+  Raises:
+    InputError: for any other variant.
+  """
+  if variant not in ('', 'smoke'):
+    raise InputError(f'Unknown variant :{variant} of a configuration; the only one is :smoke.')
+  config = ml_collections.ConfigDict(dataclasses.asdict(Config()))
+  config.update_from_flattened_dict({**fields, **(smoke if variant else {})})
+  return config
+
+
+def noam_peak(learning_rate: float, hidden_size: int, warmup_steps: int = 4_000) -> float:
+  """The peak of the schedule that tensor2tensor calls a learning rate of so much."""
+  return 10 * learning_rate * (hidden_size * warmup_steps)**-0.5

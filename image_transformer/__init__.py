@@ -1,0 +1,1 @@
+"""Image Transformer (Parmar et al., ICML 2018) in JAX."""

@@ -1,0 +1,235 @@
+"""Configuration: frozen dataclasses that hold the defaults and validate themselves.
+
+Every field is documented here and nowhere else; `configs/base.py` turns these
+defaults into the ml_collections tree that experiments override, and nothing
+below `main.py` sees ml_collections. A bad value raises `InputError` naming the
+field as the user would type it (`model.num_heads`).
+"""
+
+import dataclasses
+import difflib
+import math
+from typing import Any
+
+from image_transformer.errors import InputError
+
+
+def check(condition: bool, field: str, value: Any, need: str) -> None:
+  """Raises InputError naming `field`, its value and what it must be."""
+  if not condition:
+    raise InputError(f'{field} is {value!r}, but must be {need}.')
+
+
+def _check_ranges(prefix: str, config: Any, need: str, test, *fields: str) -> None:
+  for field in fields:
+    value = getattr(config, field)
+    check(test(value), f'{prefix}.{field}', value, need)
+
+
+def _positive(value) -> bool:
+  return value > 0
+
+
+def _not_negative(value) -> bool:
+  return value >= 0
+
+
+def _fraction(value) -> bool:
+  return 0 <= value < 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSpec:
+  """What the images of a dataset are; comes from the dataset, not the user."""
+
+  height: int
+  width: int
+  channels: int  # 1 (grey) or 3 (RGB)
+  levels: int = 256  # intensities are 0 .. levels - 1
+  num_classes: int = 0  # 0: the dataset has no labels
+
+  def __post_init__(self):
+    _check_ranges('image', self, 'positive', _positive, 'height', 'width')
+    check(self.channels in (1, 3), 'image.channels', self.channels, '1 or 3')
+    check(2 <= self.levels <= 256, 'image.levels', self.levels, 'in 2..256')
+
+  @property
+  def shape(self) -> tuple[int, int, int]:
+    return self.height, self.width, self.channels
+
+  @property
+  def num_dims(self) -> int:
+    """Intensities per image, the divisor of bits/dim."""
+    return math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """The network (paper sections 3 and 5). Defaults: the paper's CIFAR-10 model."""
+
+  # One number is 1D local attention, counted in positions (intensities, or
+  # pixels under DMOL); two are 2D, (rows, columns) in pixels.
+  query_block: tuple[int, ...] = (256,)
+  # Memory around the query block: positions before it in 1D; in 2D (rows above,
+  # columns to the left and to the right of those rows and to the left of the block).
+  memory_flange: tuple[int, ...] = (256,)
+  likelihood: str = 'categorical'  # or 'dmol', discretized mixture of logistics
+  num_mixtures: int = 10  # DMOL components
+  num_layers: int = 12
+  hidden_size: int = 512  # d, the width of the residual stream
+  num_heads: int = 4
+  ffn_size: int = 2048  # hidden width of the feed-forward sub-layer
+  qkv_size: int = 0  # total width of queries, keys and values; 0: hidden_size
+  norm: str = 'post'  # 'post': LN(x + f(x)), the paper's; 'pre': x + f(LN(x))
+  coordinates: str = 'sine'  # or 'learned'
+  class_conditional: bool = False  # adds a class embedding at every position
+  dropout: float = 0.3  # on the embedded input and on every residual branch
+  attention_dropout: float = 0.0  # on the attention weights; the original has none
+  remat: bool = False  # recompute each layer in the backward pass: less memory, more time
+  dtype: str = 'float32'  # or 'bfloat16': compute type; parameters, softmax, norms and likelihoods stay float32
+
+  def __post_init__(self):
+    for field in ('query_block', 'memory_flange'):
+      object.__setattr__(self, field, tuple(getattr(self, field)))
+    dims = len(self.query_block)
+    check(dims in (1, 2) and min(self.query_block) > 0, 'model.query_block', self.query_block,
+          'one (1D) or two (2D) positive integers')
+    check(len(self.memory_flange) == dims and min(self.memory_flange) >= 0, 'model.memory_flange',
+          self.memory_flange, f'{dims} non-negative integer(s), like model.query_block')
+    for field, choices in (('likelihood', ('categorical', 'dmol')), ('norm', ('post', 'pre')),
+                           ('coordinates', ('sine', 'learned')), ('dtype', ('float32', 'bfloat16'))):
+      value = getattr(self, field)
+      check(value in choices, f'model.{field}', value, f'one of {", ".join(choices)}')
+    _check_ranges('model', self, 'positive', _positive, 'num_mixtures', 'num_layers', 'hidden_size',
+                  'num_heads', 'ffn_size')
+    _check_ranges('model', self, 'in [0, 1)', _fraction, 'dropout', 'attention_dropout')
+    check(self.qkv_size >= 0, 'model.qkv_size', self.qkv_size, '0 (model.hidden_size) or positive')
+    check(self.qkv_width % self.num_heads == 0, 'model.num_heads', self.num_heads,
+          f'a divisor of the query width {self.qkv_width}')
+
+  @property
+  def qkv_width(self) -> int:
+    return self.qkv_size or self.hidden_size
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  split: str = 'train'  # TFDS split expression, such as 'train[:90%]'
+  steps: int = 500_000  # optimizer steps; the paper states none
+  batch_size: int = 32  # images per step over all devices (the paper: 4 on each of 8)
+  accumulation: int = 1  # a step's images go through in this many parts, one after another
+  flip: bool = False  # random horizontal flips; the paper has no augmentation
+  ema_decay: float = 0.0  # averaged parameters; 0: none
+  log_every: int = 100  # steps between lines of metrics.jsonl
+  checkpoint_every: int = 2_000
+  keep_checkpoints: int = 3
+  eval_every: int = 10_000  # 0: only at the end
+  sample_every: int = 10_000  # 0: only at the end
+
+  def __post_init__(self):
+    _check_ranges('train', self, 'positive', _positive, 'steps', 'batch_size', 'accumulation',
+                  'log_every', 'checkpoint_every', 'keep_checkpoints')
+    _check_ranges('train', self, '0 (never) or positive', _not_negative, 'eval_every', 'sample_every')
+    _check_ranges('train', self, 'in [0, 1)', _fraction, 'ema_decay')
+    check(self.batch_size % self.accumulation == 0, 'train.batch_size', self.batch_size,
+          f'a multiple of train.accumulation = {self.accumulation}')
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  split: str = 'test'
+  batch_size: int = 32  # images at a time over all devices; the result does not depend on it
+  num_images: int = 0  # the first so many of the split; 0: all
+  num_images_during_training: int = 512  # the same, for the evaluations while training
+  ema: bool = True  # evaluate and sample with the averaged parameters, where there are any
+
+  def __post_init__(self):
+    _check_ranges('eval', self, 'positive', _positive, 'batch_size')
+    _check_ranges('eval', self, '0 (all) or positive', _not_negative, 'num_images',
+                  'num_images_during_training')
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """Adam. T2T's "learning rate" hp is a peak of 10 * hp * (d * warm-up steps)^-0.5."""
+
+  learning_rate: float = 3.5e-3  # the peak
+  warmup_steps: int = 4_000
+  schedule: str = 'rsqrt'  # peak * min(t/w, sqrt(w/t)), the paper's; or 'cosine', to zero at train.steps
+  b1: float = 0.9
+  b2: float = 0.98
+  epsilon: float = 1e-9
+  clip_norm: float = 0.0  # global norm to which gradients are clipped; 0: not clipped, as in the paper
+
+  def __post_init__(self):
+    _check_ranges('optimizer', self, 'positive', _positive, 'learning_rate', 'warmup_steps', 'epsilon')
+    _check_ranges('optimizer', self, 'in [0, 1)', _fraction, 'b1', 'b2')
+    _check_ranges('optimizer', self, '0 (off) or positive', _not_negative, 'clip_norm')
+    check(self.schedule in ('rsqrt', 'cosine'), 'optimizer.schedule', self.schedule, 'rsqrt or cosine')
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+  num_images: int = 36  # in the grids drawn during training and at its end
+  temperature: float = 1.0  # 1: the model's own distribution; lower: safer and duller
+  batch_size: int = 36  # images at a time over all devices
+
+  def __post_init__(self):
+    _check_ranges('sample', self, 'positive', _positive, 'num_images', 'temperature', 'batch_size')
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  seed: int = 0  # with the step, the source of every random number
+  data_dir: str = ''  # where TFDS keeps data; '': $TFDS_DATA_DIR, else ~/tensorflow_datasets
+  dataset: str = 'cifar10'  # a name in image_transformer/datasets
+  model: ModelConfig = ModelConfig()
+  train: TrainConfig = TrainConfig()
+  eval: EvalConfig = EvalConfig()
+  optimizer: OptimizerConfig = OptimizerConfig()
+  sample: SampleConfig = SampleConfig()
+
+  def __post_init__(self):
+    check(0 <= self.seed < 2**32, 'seed', self.seed, 'in 0..2^32-1')
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+  """Builds a Config from nested dictionaries; missing fields keep their defaults.
+
+  Raises:
+    InputError: for an unknown field (naming the nearest), a wrong type or a bad value.
+  """
+  return _build(Config, values, '')
+
+
+def _build(cls, values, prefix):
+  if not isinstance(values, dict):
+    raise InputError(f'{prefix[:-1]} is {values!r}, but must hold fields of its own.')
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  kwargs = {}
+  for name, value in values.items():
+    if name not in fields:
+      near = difflib.get_close_matches(name, fields, n=1)
+      hint = f'did you mean {prefix}{near[0]}?' if near else f'known: {", ".join(fields)}.'
+      raise InputError(f'Unknown configuration field {prefix}{name}; {hint}')
+    default = fields[name].default
+    if dataclasses.is_dataclass(default):
+      value = _build(type(default), value, f'{prefix}{name}.')
+    else:
+      value = _cast(prefix + name, value, default)
+    kwargs[name] = value
+  return cls(**kwargs)
+
+
+def _cast(field, value, default):
+  """JSON has no tuples, and people type 1 for 1.0; anything else must have the default's type."""
+  if isinstance(default, tuple) and isinstance(value, (list, tuple)):
+    value = tuple(value)
+    good = all(type(item) is int for item in value)
+    return value if good else check(False, field, value, 'integers')
+  if isinstance(default, float) and type(value) is int:
+    value = float(value)
+  check(type(value) is type(default), field, value, f'of type {type(default).__name__}')
+  if isinstance(value, float):
+    check(math.isfinite(value), field, value, 'finite')
+  return value

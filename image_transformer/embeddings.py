@@ -1,0 +1,90 @@
+"""What goes into the first layer: embedded intensities, coordinates and classes (paper section 3.1)."""
+
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# The official initialisation, of kernels and embedding tables alike.
+official_init = nn.initializers.variance_scaling(0.2, 'fan_avg', 'uniform')
+
+
+def _conv_init(key, shape, dtype=jnp.float32):
+  """The official initialisation of a 1 x channels convolution with this [channels, features] kernel."""
+  return official_init(key, (1, shape[0], 1, shape[1]), dtype).reshape(shape)
+
+
+class Table(nn.Module):
+  """An embedding table whose rows are scaled by sqrt(features), as everywhere in the original."""
+
+  rows: int
+  features: int
+  init: Any = official_init
+
+  @nn.compact
+  def __call__(self, index: jax.Array) -> jax.Array:
+    """Rows [..., features] (float32) for integer indices [...]."""
+    table = self.param('embedding', self.init, (self.rows, self.features), jnp.float32)
+    return jnp.take(table, index, axis=0) * np.sqrt(self.features)
+
+
+class IntensityEmbedding(nn.Module):
+  """Embeds single intensities; each channel has its own table of levels."""
+
+  levels: int
+  channels: int
+  features: int
+
+  @nn.compact
+  def __call__(self, values: jax.Array, channel: jax.Array) -> jax.Array:
+    """Values [..., 1] of the given channel [...] -> [..., features]."""
+    table = Table(self.channels * self.levels, self.features, name='table')
+    return table(values[..., 0] + self.levels * channel)
+
+
+class PixelEmbedding(nn.Module):
+  """Embeds whole pixels by a 1 x channels convolution and a ReLU."""
+
+  levels: int
+  features: int
+
+  @nn.compact
+  def __call__(self, values: jax.Array, channel: jax.Array) -> jax.Array:
+    """Pixels [..., C] -> [..., features]; a pixel has no channel, so that argument is ignored."""
+    del channel
+    scaled = values.astype(jnp.float32) / ((self.levels - 1) / 2) - 1
+    return nn.relu(nn.Dense(self.features, kernel_init=_conv_init, name='conv')(scaled))
+
+
+def sine_table(length: int, features: int) -> np.ndarray:
+  """float32 [length, 2 * (features // 4)]: sines, then cosines, of one coordinate.
+
+  Half of a two-coordinate signal of width `features`; wavelengths run from 2 pi to
+  1e4 * 2 pi. (tensor2tensor's `timing`.)
+  """
+  num = features // 4
+  inverse = np.exp(-np.arange(num) * np.log(1e4) / max(num - 1, 1))
+  angles = np.arange(length)[:, None] * inverse
+  return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+
+class Coordinates(nn.Module):
+  """Row and column of the position that is to be predicted; RGB intensities have columns of their own."""
+
+  rows: int
+  columns: int
+  features: int
+  kind: str  # 'sine' or 'learned'
+
+  @nn.compact
+  def __call__(self, row: jax.Array, column: jax.Array) -> jax.Array:
+    """Integer coordinates [...] -> [..., features] (float32)."""
+    if self.kind == 'sine':
+      tables = (sine_table(length, self.features) for length in (self.rows, self.columns))
+      signal = jnp.concatenate([jnp.asarray(table)[index] for table, index in zip(tables, (row, column))], axis=-1)
+      return jnp.pad(signal, [(0, 0)] * (signal.ndim - 1) + [(0, self.features - signal.shape[-1])])
+    init = nn.initializers.normal(self.features**-0.5)
+    return (Table(self.rows, self.features, init, name='row')(row) +
+            Table(self.columns, self.features, init, name='column')(column))

@@ -1,0 +1,9 @@
+"""The one exception for anything a user gave that cannot be used."""
+
+
+class InputError(ValueError):
+  """A flag, field, image, dataset or checkpoint that cannot be used.
+
+  The message is one line: what is wrong, and what to do about it. `main.py`
+  prints it and exits with code 2.
+  """

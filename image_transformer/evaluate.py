@@ -1,0 +1,40 @@
+"""Exact evaluation: every image of a split once, whatever the batch size or the number of devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from image_transformer import data, devices
+from image_transformer.metrics import Evaluation
+from image_transformer.model import ImageTransformer
+
+
+def make_evaluator(model: ImageTransformer, batch_size: int) -> Callable[..., Evaluation]:
+  """Compiles once; returns evaluate(params, source, num_images).
+
+  Args of the result:
+    params: the parameters, one copy on every device (`devices.replicate`).
+    source: images and labels, from `data.open_split`.
+    num_images: the first so many; 0 for all.
+  """
+
+  def negative_log_prob(params, images, labels):
+    return -model.apply({'params': params}, images, labels, method='log_prob')
+
+  parallel = devices.pmap(negative_log_prob)
+
+  def evaluate(params: Any, source: Any, num_images: int = 0) -> Evaluation:
+    batches = data.eval_batches(source, batch_size=devices.round_up(batch_size), num_images=num_images)
+    nats = []
+    with tqdm(total=num_images or len(source), desc='evaluate', unit='image', leave=False) as progress:
+      for batch in batches:
+        mask = batch['mask'].astype(bool)
+        images = devices.split(batch['image'])
+        labels = devices.split(batch['label']) if model.config.class_conditional else None
+        nats.append(devices.merge(parallel(params, images, labels)).astype(np.float64)[mask])
+        progress.update(int(mask.sum()))
+    return Evaluation(np.concatenate(nats), model.spec.num_dims)
+
+  return evaluate

@@ -1,0 +1,174 @@
+"""Likelihoods of intensities: what the network's outputs mean (paper section 3.1).
+
+Two classes with one interface. `values` are integer intensities in 0..levels-1, the
+last axis running over the channels predicted at one position: one for `Categorical`,
+all channels of a pixel for `DiscretizedLogisticMixture`. Everything is float32 and
+in nats.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from image_transformer.config import ImageSpec, ModelConfig, check
+
+
+@dataclasses.dataclass(frozen=True)
+class Categorical:
+  """A softmax over the levels of one intensity; positions are single intensities."""
+
+  levels: int
+  channels: int
+
+  values_per_position = 1
+  output_bias = True
+
+  @property
+  def num_parameters(self) -> int:
+    return self.levels
+
+  def log_prob(self, parameters: jax.Array, values: jax.Array) -> jax.Array:
+    """Nats [...] of values [..., 1] under parameters [..., levels]."""
+    log_probs = jax.nn.log_softmax(parameters.astype(jnp.float32))
+    return jnp.take_along_axis(log_probs, values.astype(jnp.int32), axis=-1)[..., 0]
+
+  def sample(self, key: jax.Array, parameters: jax.Array, temperature: jax.Array | float = 1.0) -> jax.Array:
+    """Draws int32 values [..., 1]. The logits are divided by the temperature."""
+    logits = parameters.astype(jnp.float32) / temperature
+    return jax.random.categorical(key, logits)[..., None].astype(jnp.int32)
+
+  def channel_probabilities(self, parameters: jax.Array, values: jax.Array) -> jax.Array:
+    """Probabilities [..., 1, levels] of every level; `values` do not matter here."""
+    del values
+    return jax.nn.softmax(parameters.astype(jnp.float32))[..., None, :]
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscretizedLogisticMixture:
+  """A mixture of discretized logistics over the channels of a pixel (PixelCNN++, Salimans et al. 2017).
+
+  Parameters, last axis: K mixture logits, K x channels means, K x channels log-scales
+  and, for RGB, K x 3 coefficients by which the true earlier channels move the means of
+  the later ones. Intensities are scaled to [-1, 1]; a level is a bin around its value,
+  the first and the last take the tails. Bins of probability below 1e-5 are approximated
+  by the density at their centre, so probabilities sum to 1 within about 1e-3.
+  """
+
+  levels: int
+  channels: int
+  num_mixtures: int
+
+  output_bias = False
+
+  @property
+  def values_per_position(self) -> int:
+    return self.channels
+
+  @property
+  def num_parameters(self) -> int:
+    return self.num_mixtures * (1 + 2 * self.channels + self._num_coefficients)
+
+  @property
+  def _num_coefficients(self) -> int:
+    return self.channels * (self.channels - 1) // 2
+
+  def _split(self, parameters):
+    """logits [..., K]; means, log-scales [..., K, C]; coefficients [..., K, C * (C - 1) / 2]."""
+    k, c = self.num_mixtures, self.channels
+    logits, *groups = jnp.split(parameters.astype(jnp.float32), np.cumsum([k, k * c, k * c]), axis=-1)
+    means, log_scales, coefficients = (
+        group.reshape(*group.shape[:-1], k, size)
+        for group, size in zip(groups, (c, c, self._num_coefficients)))
+    return logits, means, jnp.maximum(log_scales, -7.0), jnp.tanh(coefficients)
+
+  def _scale(self, values):
+    return values.astype(jnp.float32) / ((self.levels - 1) / 2) - 1
+
+  def _conditional_mean(self, channel, means, coefficients, earlier):
+    """The mean of one channel given `earlier`, the scaled channels before it [..., channel]."""
+    first = channel * (channel - 1) // 2
+    shift = coefficients[..., first:first + channel] * earlier[..., :channel]
+    return means[..., channel] + shift.sum(axis=-1)
+
+  def _bin_log_prob(self, values, mean, log_scale):
+    """Log-probability of integer levels under one logistic; everything broadcasts."""
+    half_width = 1 / (self.levels - 1)
+    inverse_scale = jnp.exp(-log_scale)
+    centred = (self._scale(values) - mean) * inverse_scale
+    upper, lower = centred + half_width * inverse_scale, centred - half_width * inverse_scale
+    mass = jax.nn.sigmoid(upper) - jax.nn.sigmoid(lower)
+    density = centred - log_scale - 2 * jax.nn.softplus(centred) - np.log((self.levels - 1) / 2)
+    # The inner maximum keeps the branch that is not taken from spoiling the gradient.
+    inside = jnp.where(mass > 1e-5, jnp.log(jnp.maximum(mass, 1e-12)), density)
+    return jnp.where(values == 0, jax.nn.log_sigmoid(upper),
+                     jnp.where(values == self.levels - 1, jax.nn.log_sigmoid(-lower), inside))
+
+  def _component_log_probs(self, parameters, values):
+    """log pi [..., K] and log p(channel | earlier, component) [..., K, C]."""
+    logits, means, log_scales, coefficients = self._split(parameters)
+    values = values[..., None, :]
+    scaled = self._scale(values)
+    conditional = jnp.stack([self._conditional_mean(channel, means, coefficients, scaled)
+                             for channel in range(self.channels)], axis=-1)
+    return jax.nn.log_softmax(logits), self._bin_log_prob(values, conditional, log_scales)
+
+  def log_prob(self, parameters: jax.Array, values: jax.Array) -> jax.Array:
+    """Nats [...] of pixels [..., C] under parameters [..., num_parameters]."""
+    log_weights, log_probs = self._component_log_probs(parameters, values)
+    return jax.nn.logsumexp(log_weights + log_probs.sum(axis=-1), axis=-1)
+
+  def sample(self, key: jax.Array, parameters: jax.Array, temperature: jax.Array | float = 1.0) -> jax.Array:
+    """Draws int32 pixels [..., C].
+
+    The temperature divides the mixture logits and multiplies the scales of the
+    logistics: at 0 it would be the most likely component's mean.
+    """
+    key_mixture, key_logistic = jax.random.split(key)
+    gumbel = jax.random.gumbel(key_mixture, (*parameters.shape[:-1], self.num_mixtures))
+    logistic = jax.random.logistic(key_logistic, (*parameters.shape[:-1], self.channels))
+    return self.emit(parameters, gumbel * temperature, logistic * temperature)
+
+  def emit(self, parameters: jax.Array, gumbel: jax.Array, logistic: jax.Array) -> jax.Array:
+    """Turns Gumbel noise [..., K] and logistic noise [..., C] into int32 pixels [..., C].
+
+    Each channel is rounded to a level before the next is conditioned on it.
+    """
+    logits, means, log_scales, coefficients = self._split(parameters)
+    chosen = jnp.argmax(logits + gumbel, axis=-1)[..., None, None]
+    means, log_scales, coefficients = (jnp.take_along_axis(x, chosen, axis=-2)[..., 0, :]
+                                       for x in (means, log_scales, coefficients))
+    values, scaled = [], jnp.zeros_like(means)
+    for channel in range(self.channels):
+      mean = self._conditional_mean(channel, means, coefficients, scaled)
+      real = mean + jnp.exp(log_scales[..., channel]) * logistic[..., channel]
+      level = jnp.clip(jnp.round((real + 1) * ((self.levels - 1) / 2)), 0, self.levels - 1)
+      values.append(level.astype(jnp.int32))
+      scaled = scaled.at[..., channel].set(self._scale(level))
+    return jnp.stack(values, axis=-1)
+
+  def channel_probabilities(self, parameters: jax.Array, values: jax.Array) -> jax.Array:
+    """p(level | earlier channels of `values`) for every channel and level: [..., C, levels]."""
+    log_weights, log_probs = self._component_log_probs(parameters, values)
+    _, means, log_scales, coefficients = self._split(parameters)
+    scaled, levels = self._scale(values[..., None, :]), jnp.arange(self.levels)
+    probabilities = []
+    for channel in range(self.channels):
+      mean = self._conditional_mean(channel, means, coefficients, scaled)
+      log_bins = self._bin_log_prob(levels, mean[..., None], log_scales[..., channel, None])
+      # The channels seen so far tell which component the pixel comes from.
+      posterior = jax.nn.log_softmax(log_weights + log_probs[..., :channel].sum(axis=-1))
+      probabilities.append(jnp.exp(jax.nn.logsumexp(posterior[..., None] + log_bins, axis=-2)))
+    return jnp.stack(probabilities, axis=-2)
+
+
+Likelihood = Categorical | DiscretizedLogisticMixture
+
+
+def make_likelihood(config: ModelConfig, spec: ImageSpec) -> Likelihood:
+  """The likelihood that `config` names, for images of `spec`."""
+  if config.likelihood == 'categorical':
+    return Categorical(spec.levels, spec.channels)
+  check(spec.levels > 2, 'model.likelihood', config.likelihood, 'categorical for images of two levels')
+  return DiscretizedLogisticMixture(spec.levels, spec.channels, config.num_mixtures)

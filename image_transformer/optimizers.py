@@ -1,0 +1,34 @@
+"""Adam with the paper's learning-rate schedule."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from image_transformer.config import OptimizerConfig
+
+
+def learning_rate(config: OptimizerConfig, num_steps: int) -> Callable[[jax.Array], jax.Array]:
+  """The rate of step t = count + 1, float32.
+
+  'rsqrt' is the Transformer's: peak * min(t / w, sqrt(w / t)) with warm-up w. 'cosine'
+  warms up in the same way and falls to zero at `num_steps`.
+  """
+  peak, warmup = config.learning_rate, config.warmup_steps
+
+  def rate(count):
+    t = jnp.asarray(count, jnp.float32) + 1
+    if config.schedule == 'rsqrt':
+      return peak * jnp.minimum(t / warmup, jnp.sqrt(warmup / t))
+    progress = jnp.clip((t - warmup) / max(num_steps - warmup, 1), 0, 1)
+    return peak * jnp.minimum(t / warmup, 0.5 * (1 + jnp.cos(jnp.pi * progress)))
+
+  return rate
+
+
+def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+  """Clips (where asked to), then Adam; everything in float32."""
+  clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+  adam = optax.adam(learning_rate(config, num_steps), b1=config.b1, b2=config.b2, eps=config.epsilon)
+  return optax.chain(clip, adam)

@@ -1,0 +1,39 @@
+"""Images as PNG files."""
+
+import numpy as np
+from PIL import Image
+
+from etils import epath
+
+
+def grid(images: np.ndarray, levels: int, columns: int, height: int = 640) -> np.ndarray:
+  """Lays images out in rows on a dark ground.
+
+  Args:
+    images: integers [N, H, W, C] in 0..levels-1.
+    levels: intensities are stretched to the range of bytes.
+    columns: images in a row.
+    height: small images are magnified by a whole factor to about so many pixels in all.
+
+  Returns:
+    uint8 [height, width, 3].
+  """
+  number, image_height, image_width, _ = images.shape
+  rows, gap = -(-number // columns), 2
+  bytes_ = np.round(images * (255 / (levels - 1))).astype(np.uint8)
+  scale = max(height // (rows * image_height), 1)
+  bytes_ = np.broadcast_to(bytes_, (*images.shape[:3], 3)).repeat(scale, axis=1).repeat(scale, axis=2)
+  cell_height, cell_width = image_height * scale + gap, image_width * scale + gap
+  sheet = np.full((rows * cell_height + gap, columns * cell_width + gap, 3), 32, np.uint8)
+  for i, image in enumerate(bytes_):
+    top, left = i // columns * cell_height + gap, i % columns * cell_width + gap
+    sheet[top:top + cell_height - gap, left:left + cell_width - gap] = image
+  return sheet
+
+
+def write_png(path: epath.PathLike, picture: np.ndarray) -> None:
+  """Writes uint8 [height, width, 3], making the folder if need be."""
+  path = epath.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open('wb') as file:
+    Image.fromarray(picture).save(file, format='PNG')

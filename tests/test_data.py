@@ -1,0 +1,310 @@
+"""Batches are functions of (seed, step), every image counts once, and preparing leaves nothing half done."""
+
+import hashlib
+import io
+import itertools
+import pathlib
+import subprocess
+import sys
+import tarfile
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from image_transformer import data
+from image_transformer.config import ImageSpec
+from image_transformer.datasets import cifar10, digits
+from image_transformer.errors import InputError
+
+CIFAR_NAMES = ['data_batch_1', 'data_batch_2', 'data_batch_3', 'data_batch_4', 'data_batch_5', 'test_batch']
+
+
+def make_source(num_images):
+  """Images [2, 3, 1] that differ in every pixel and from one another, labelled by index."""
+  pixels = np.arange(6 * num_images, dtype=np.uint8).reshape(num_images, 2, 3, 1)
+  return [{'image': image, 'label': np.int32(index)} for index, image in enumerate(pixels)]
+
+
+def take(batches, count):
+  return list(itertools.islice(batches, count))
+
+
+def train(num_images, count, **kwargs):
+  kwargs = {'batch_size': 4, 'seed': 0, 'start_step': 0} | kwargs
+  return take(data.train_batches(make_source(num_images), **kwargs), count)
+
+
+def labels(batches):
+  return np.concatenate([batch['label'] for batch in batches]).tolist()
+
+
+def assert_same(batches, others):
+  assert len(batches) == len(others)
+  for batch, other in zip(batches, others):
+    assert batch.keys() == other.keys()
+    for key in batch:
+      np.testing.assert_array_equal(batch[key], other[key])
+
+
+def join(parts):
+  """The batches of all processes, put together in the order of the processes."""
+  return [{key: np.concatenate([batch[key] for batch in step]) for key in step[0]}
+          for step in zip(*parts, strict=True)]
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+  batches = train(10, 12, seed=3, flip=True)
+  assert_same(train(10, 5, seed=3, flip=True, start_step=7), batches[7:])
+  assert labels(train(10, 12, seed=4)) != labels(batches)
+  assert batches[0]['image'].shape == (4, 2, 3, 1) and batches[0]['image'].dtype == np.uint8
+  assert batches[0]['label'].shape == (4,) and batches[0]['label'].dtype == np.int32
+
+
+def test_a_far_step_reads_nothing_before_it():
+  start = time.perf_counter()
+  train(10, 1, start_step=10**12)
+  assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize('num_images', [1, 3, 10, 32])
+def test_every_epoch_has_every_image_once(num_images):
+  drawn = np.reshape(labels(train(num_images, 3 * num_images)), [-1, num_images])
+  np.testing.assert_array_equal(np.sort(drawn), np.tile(np.arange(num_images), [12, 1]))
+  if num_images >= 10:
+    assert drawn[0].tolist() != drawn[1].tolist() != sorted(drawn[1])
+
+
+@pytest.mark.parametrize('process_count', [2, 4])
+def test_training_parts_make_up_the_whole_batch(process_count):
+  parts = [train(10, 9, flip=True, process_index=index, process_count=process_count)
+           for index in range(process_count)]
+  assert parts[0][0]['image'].shape[0] == 4 // process_count
+  assert_same(join(parts), train(10, 9, flip=True))
+
+
+def test_flips_mirror_about_half_of_the_images():
+  source = make_source(40)
+  flips = []
+  for batch in train(40, 30, flip=True):
+    for image, label in zip(batch['image'], batch['label']):
+      original = source[label]['image']
+      flips.append(not np.array_equal(image, original))
+      np.testing.assert_array_equal(image, original[:, ::-1] if flips[-1] else original)
+  assert 0.35 < np.mean(flips) < 0.65
+  assert set(flips[:40]) == {True, False} and flips[:40] != flips[40:80]
+  for batch in train(40, 10):
+    np.testing.assert_array_equal(batch['image'], [source[label]['image'] for label in batch['label']])
+
+
+@pytest.mark.parametrize('process_count', [1, 2, 4])
+@pytest.mark.parametrize('batch_size', [4, 8, 20])
+@pytest.mark.parametrize('num_images', [1, 3, 8, 13])
+def test_evaluation_has_every_image_once_and_in_order(num_images, batch_size, process_count):
+  source = make_source(num_images)
+  parts = [list(data.eval_batches(source, batch_size=batch_size, process_index=index,
+                                  process_count=process_count)) for index in range(process_count)]
+  batches = join(parts)
+  assert {len(part) for part in parts} == {-(-num_images // batch_size)}
+  assert all(len(batch['mask']) == batch_size // process_count for part in parts for batch in part)
+  mask = np.concatenate([batch['mask'] for batch in batches])
+  images = np.concatenate([batch['image'] for batch in batches])
+  assert mask.dtype == bool and np.array(labels(batches))[mask].tolist() == list(range(num_images))
+  np.testing.assert_array_equal(images[mask], [element['image'] for element in source])
+
+
+def test_evaluation_of_the_first_images():
+  batches = list(data.eval_batches(make_source(9), batch_size=4, num_images=5))
+  assert [batch['mask'].tolist() for batch in batches] == [[True] * 4, [True] + [False] * 3]
+  assert labels(batches) == [0, 1, 2, 3, 4, 4, 4, 4]
+  with pytest.raises(InputError, match='num_images is 10, but must be at most 9'):
+    data.eval_batches(make_source(9), batch_size=4, num_images=10)
+
+
+def test_a_batch_must_divide_among_the_processes():
+  for call in (lambda: train(10, 1, process_count=3),
+               lambda: data.eval_batches(make_source(9), batch_size=4, process_count=3)):
+    with pytest.raises(InputError, match='batch_size is 4, but must be a multiple'):
+      call()
+
+
+def test_data_dir_comes_from_the_flag_then_the_environment_then_the_home(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/somebody')
+  monkeypatch.setenv('TFDS_DATA_DIR', '~/env')
+  assert data.resolve_data_dir('~/flag') == '/home/somebody/flag'
+  assert data.resolve_data_dir('') == '/home/somebody/env'
+  monkeypatch.delenv('TFDS_DATA_DIR')
+  assert data.resolve_data_dir('') == '/home/somebody/tensorflow_datasets'
+
+
+@pytest.fixture(scope='module')
+def digits_dir(tmp_path_factory):
+  path = tmp_path_factory.mktemp('digits')
+  data.open_split('digits', 'train', str(path))
+  return path
+
+
+def test_digits(digits_dir):
+  builder = digits.ImageTransformerDigits(data_dir=str(digits_dir))
+  examples = {split: list(builder.as_data_source(split)) for split in ('train', 'test')}
+  rows = {split: {int(example['id'].decode().removeprefix('digits_')) for example in examples[split]}
+          for split in examples}
+  assert {split: len(rows[split]) for split in rows} == {'train': 1500, 'test': 297}
+  assert rows['train'] | rows['test'] == set(range(1797))
+  # The split is fixed: results on it must stay comparable.
+  assert sorted(rows['test'])[:5] == [11, 23, 24, 25, 28]
+
+  original = np.load(digits.__file__.replace('.py', '.npz'))
+  for split, count in (('train', 1500), ('test', 297)):
+    source = data.open_split('digits', split, str(digits_dir))
+    assert len(source) == count
+    (batch,) = data.eval_batches(source, batch_size=count)
+    assert set(np.unique(batch['image'])) == set(range(17)) and set(batch['label']) == set(range(10))
+    ids = [int(example['id'][-4:]) for example in examples[split]]
+    np.testing.assert_array_equal(batch['image'][..., 0], original['images'][ids])
+    np.testing.assert_array_equal(batch['label'], original['labels'][ids])
+  assert data.image_spec('digits') == ImageSpec(8, 8, 1, levels=17, num_classes=10)
+  assert source[0]['image'].shape == (8, 8, 1) and source[0]['label'].dtype == np.int32
+  assert len(data.open_split('digits', 'train[:90%]', str(digits_dir))) == 1350
+
+
+def test_two_processes_may_prepare_at_once(tmp_path, monkeypatch):
+  generate = digits.ImageTransformerDigits._split_generators
+
+  def overtaken(self, dl_manager):
+    monkeypatch.setattr(digits.ImageTransformerDigits, '_split_generators', generate)
+    digits.ImageTransformerDigits(data_dir=str(tmp_path)).download_and_prepare(file_format='array_record')
+    return generate(self, dl_manager)
+
+  monkeypatch.setattr(digits.ImageTransformerDigits, '_split_generators', overtaken)
+  assert len(data.open_split('digits', 'test', str(tmp_path))) == 297
+
+
+def assert_input_error(match, *args):
+  with pytest.raises(InputError, match=match) as raised:
+    data.open_split(*args)
+  assert '\n' not in str(raised.value)
+
+
+def test_wrong_names_are_answered_in_one_line(digits_dir):
+  assert_input_error("Unknown dataset 'cifar'; did you mean cifar10", 'cifar', 'train', str(digits_dir))
+  assert_input_error("Unknown dataset 'zzz'; known: cifar10, digits", 'zzz', 'train', str(digits_dir))
+  for split in ('tran', 'train[:0%]', 'train[', 'train[5000:]', ''):
+    assert_input_error('known: train, test', 'digits', split, str(digits_dir))
+  with pytest.raises(InputError, match='Unknown dataset'):
+    data.image_spec('cifar')
+
+
+@pytest.mark.parametrize('damage', ['no info', 'broken info', 'no records', 'broken records'])
+def test_a_damaged_directory_is_answered_in_one_line(damage, tmp_path):
+  data.open_split('digits', 'test', str(tmp_path))
+  kind, what = damage.split()
+  (path,) = tmp_path.glob('*/*/dataset_info.json' if what == 'info' else '*/*/*-test.array_record*')
+  if kind == 'no':
+    path.unlink()
+  else:
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+  assert_input_error(f'digits cannot be read or prepared in {tmp_path}', 'digits', 'test', str(tmp_path))
+
+
+def test_images_of_another_shape_are_refused(digits_dir, monkeypatch):
+  other = data.Source(ImageSpec(9, 8, 1, levels=17, num_classes=10), digits.ImageTransformerDigits)
+  monkeypatch.setitem(data.SOURCES, 'digits', other)
+  assert_input_error(r'shape \(8, 8, 1\), but must have \(9, 8, 1\)', 'digits', 'test', str(digits_dir))
+
+
+@pytest.fixture
+def archive(monkeypatch):
+  """A miniature cifar-10-binary.tar.gz: its bytes, labels [6, 3] and pixels [6, 3, 32, 32, 3]."""
+  rng = np.random.default_rng(0)
+  images = rng.integers(256, size=[6, 3, 32, 32, 3], dtype=np.uint8)
+  classes = rng.integers(10, size=[6, 3], dtype=np.uint8)
+  planes = images.transpose(0, 1, 4, 2, 3).reshape(6, 3, -1)
+  records = np.concatenate([classes[..., None], planes], axis=-1)
+  files = {f'{name}.bin': record.tobytes() for name, record in zip(CIFAR_NAMES, records)}
+  files['batches.meta.txt'] = '\n'.join(f'class{index}' for index in range(10)).encode() + b'\n\n'
+  buffer = io.BytesIO()
+  with tarfile.open(fileobj=buffer, mode='w:gz') as tar:
+    for name in sorted(files, reverse=True):  # as in the official archive, in no helpful order
+      member = tarfile.TarInfo(f'cifar-10-batches-bin/{name}')
+      member.size = len(files[name])
+      tar.addfile(member, io.BytesIO(files[name]))
+  content = buffer.getvalue()
+  monkeypatch.setattr(cifar10, 'SHA256', hashlib.sha256(content).hexdigest())
+  monkeypatch.setattr(cifar10, 'SIZE', len(content))
+  monkeypatch.setattr(urllib.request, 'urlopen', offline)
+  return content, classes, images
+
+
+def offline(url, timeout):
+  assert timeout <= 10
+  raise urllib.error.URLError('no network')
+
+
+def test_cifar10_from_the_archive(archive, tmp_path):
+  content, classes, images = archive
+  (tmp_path / 'cifar-10-binary.tar.gz').write_bytes(content)
+  assert len(data.open_split('cifar10', 'train', str(tmp_path))) == 15
+  (tmp_path / 'cifar-10-binary.tar.gz').unlink()  # no longer needed
+  assert data.open_split('cifar10', 'test', str(tmp_path))[0]['image'].shape == (32, 32, 3)
+  for split, first, count in (('train', 0, 15), ('test', 5, 3)):
+    stock = tfds.data_source('cifar10', split=split, data_dir=str(tmp_path), download=False)
+    assert len(stock) == count
+    assert {example['id'].decode() for example in stock} == {f'{split}_{i:05d}' for i in range(count)}
+    for example in stock:
+      file, row = divmod(int(example['id'][-5:]), 3)
+      np.testing.assert_array_equal(example['image'], images[first + file, row])
+      assert example['label'] == classes[first + file, row]
+  info = tfds.builder('cifar10', data_dir=str(tmp_path)).info
+  assert info.features['label'].names == [f'class{index}' for index in range(10)]
+  assert (tmp_path / 'cifar10/3.0.2').is_dir()
+
+
+def test_cifar10_is_downloaded_once_and_whole(archive, tmp_path, monkeypatch):
+  content = archive[0]
+  monkeypatch.setattr(urllib.request, 'urlopen', lambda url, timeout: io.BytesIO(content[:-1]))
+  assert_input_error('could not be downloaded.*incomplete', 'cifar10', 'train', str(tmp_path))
+  assert not list(tmp_path.iterdir())
+  monkeypatch.setattr(urllib.request, 'urlopen', lambda url, timeout: io.BytesIO(content))
+  assert len(data.open_split('cifar10', 'test', str(tmp_path))) == 3
+  assert (tmp_path / 'cifar-10-binary.tar.gz').read_bytes() == content
+
+
+def test_cifar10_without_archive_or_network(archive, tmp_path):
+  start = time.perf_counter()
+  path = tmp_path / 'new' / 'cifar-10-binary.tar.gz'
+  assert_input_error(f'{cifar10.URL} .* put it at {path}', 'cifar10', 'train', str(path.parent))
+  assert time.perf_counter() - start < 5
+  assert not list(path.parent.iterdir())
+
+
+def test_a_wrong_archive_is_refused_and_left_alone(archive, tmp_path):
+  path = tmp_path / 'cifar-10-binary.tar.gz'
+  path.write_bytes(archive[0][:-1])
+  assert_input_error(f'{path} is damaged', 'cifar10', 'train', str(tmp_path))
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_tensorflow_is_not_imported(archive, tmp_path):
+  trap = tmp_path / 'tensorflow'  # stands in for TensorFlow, installed or not
+  trap.mkdir()
+  (trap / '__init__.py').write_text('import os; os.write(2, b"TensorFlow was imported"); os._exit(3)')
+  (tmp_path / 'cifar-10-binary.tar.gz').write_bytes(archive[0])
+  program = f"""if True:
+      import sys
+      sys.path.insert(0, {str(tmp_path)!r})
+      from image_transformer import data
+      from image_transformer.datasets import cifar10
+      cifar10.SHA256 = {cifar10.SHA256!r}
+      for dataset in ('digits', 'cifar10'):
+        source = data.open_split(dataset, 'train', {str(tmp_path)!r})
+        next(data.train_batches(source, batch_size=4, seed=0, start_step=0))
+        next(data.eval_batches(source, batch_size=4))
+  """
+  root = pathlib.Path(data.__file__).parents[1]
+  done = subprocess.run([sys.executable, '-c', program], cwd=root, capture_output=True, text=True,
+                        check=False)
+  assert done.returncode == 0, done.stderr[-2000:]

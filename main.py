@@ -111,8 +111,8 @@ def _workdir() -> epath.Path:
 def _last_line(error: Exception) -> str:
   """What an error says, without the traceback that ml_collections puts before it."""
   error = error.__cause__ or error
-  text = str(error).replace('\\n', '\n').strip(' \n"\'') or type(error).__name__
-  return re.sub(r'^[\w.]*Error: ', '', text.splitlines()[-1].strip())
+  text = str(error).replace('\\n', '\n').strip() or type(error).__name__
+  return re.sub(r"^[\w.]*Error: |(?<=\?)['\"]$", '', text.splitlines()[-1].strip())
 
 
 _MODES = {'train': train, 'eval': evaluate, 'sample': sample}

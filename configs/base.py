@@ -29,3 +29,30 @@ def experiment(variant: str, fields: dict[str, Any], smoke: dict[str, Any]) -> m
 def noam_peak(learning_rate: float, hidden_size: int, warmup_steps: int = 4_000) -> float:
   """The peak of the schedule that tensor2tensor calls a learning rate of so much."""
   return 10 * learning_rate * (hidden_size * warmup_steps)**-0.5
+
+
+def cifar10_smoke(*, query_block: tuple[int, ...], memory_flange: tuple[int, ...], num_steps: int,
+                  batch_size: int) -> dict[str, Any]:
+  """The small form of the CIFAR-10 models: few, narrow layers and short blocks learn most per CPU minute."""
+  return {
+      'model.query_block': query_block,
+      'model.memory_flange': memory_flange,
+      'model.num_layers': 3,
+      'model.hidden_size': 64,
+      'model.qkv_size': 0,
+      'model.num_heads': 2,
+      'model.ffn_size': 256,
+      'model.dropout': 0.0,
+      'optimizer.learning_rate': 4e-3,
+      'optimizer.warmup_steps': 100,
+      'optimizer.schedule': 'cosine',
+      'train.steps': num_steps,
+      'train.batch_size': batch_size,
+      'train.log_every': 50,
+      'train.checkpoint_every': 500,
+      'train.eval_every': 500,
+      'train.sample_every': 0,
+      'eval.num_images_during_training': 64,
+      'sample.num_images': 20,
+      'sample.batch_size': 20,
+  }

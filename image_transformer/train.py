@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from image_transformer import data, devices, pictures
 from image_transformer.checkpoints import Checkpoints
-from image_transformer.config import Config
+from image_transformer.config import Config, check
 from image_transformer.errors import InputError
 from image_transformer.evaluate import Evaluation, make_evaluator
 from image_transformer.metrics import MetricsLog, bits_per_dim, training_seconds
@@ -90,7 +90,7 @@ def make_train_step(model: ImageTransformer, optimizer: optax.GradientTransforma
       ema_params = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, ema_params, params)
     into_window = state.step % train.log_every
     window_nats = jnp.where(into_window == 0, 0, state.window_nats) + loss
-    metrics = {'loss': loss, 'window_loss': window_nats / (into_window + 1), 'grad_norm': optax.global_norm(grads)}
+    metrics = {'loss': loss, 'window_loss': window_nats / (into_window + 1), 'grad_norm': optax.tree.norm(grads)}
     return TrainState(state.step + 1, params, ema_params, opt_state, window_nats), metrics
 
   return train_step
@@ -117,6 +117,8 @@ class Trainer:
     self.model = make_model(config.model, data.image_spec(config.dataset))
     self.train_source = data.open_split(config.dataset, config.train.split, config.data_dir)
     self.eval_source = data.open_split(config.dataset, config.eval.split, config.data_dir)
+    check(config.eval.num_images <= len(self.eval_source), 'eval.num_images', config.eval.num_images,
+          f'at most {len(self.eval_source)}, what {config.eval.split} holds')
     self._optimizer = make_optimizer(config.optimizer, config.train.steps)
     self._rate = learning_rate(config.optimizer, config.train.steps)
     self._step = devices.pmap(make_train_step(self.model, self._optimizer, config), donate_argnums=0)
@@ -159,7 +161,7 @@ class Trainer:
         if save:
           checkpoints.save(step, devices.unreplicate(state))
         if evaluate:
-          self._log_evaluation(step, state, self.config.eval.num_images_during_training)
+          self._log_evaluation(step, state, min(self.config.eval.num_images_during_training, len(self.eval_source)))
         if draw:
           self._log_samples(step, state)
       self._progress.close()
@@ -193,7 +195,8 @@ class Trainer:
       self._logged_at, self._logged_step = now, step
 
   def _log_evaluation(self, step, state, num_images):
-    evaluation = self._evaluate(state.eval_params(self.config.eval.ema), self.eval_source, num_images)
+    params = state.eval_params(self.config.eval.ema)
+    evaluation = self._evaluate(params, self.eval_source, num_images)
     self._log.write(step, self.config.eval.split, **evaluation.as_dict())
     return evaluation
 

@@ -1,0 +1,25 @@
+# make demo    sets up, trains on embedded digits, evaluates, draws samples (minutes)
+# make test    sets up, runs the tests
+# make setup   only sets up: everything in .venv, again when setup.py changes
+
+PYTHON ?= python3
+RUN := .venv/bin/python
+INSTALL := $(if $(shell command -v uv),uv pip install --python $(RUN),$(RUN) -m pip install --disable-pip-version-check)
+DEMO := runs/digits
+
+.PHONY: demo test setup
+
+setup: .venv/ready
+
+.venv/ready: setup.py
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11-3.13 is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv --clear .venv
+	$(INSTALL) --quiet --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(RUN) main.py --config=configs/digits.py --workdir=$(DEMO)
+	@echo "Samples, one row per digit: $$(ls $(DEMO)/samples/*.png | tail -n 1)"
+
+test: setup
+	$(RUN) -m pytest -q tests

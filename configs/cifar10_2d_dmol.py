@@ -1,0 +1,20 @@
+"""CIFAR-10, 2D local attention, DMOL: the paper's DMOL model with a two-dimensional memory; not in the paper.
+
+  python main.py --config=configs/cifar10_2d_dmol.py
+
+Hardware: 8 devices with 8 images each, as for 1D. Time and bits/dim: not measured.
+
+  python main.py --config=configs/cifar10_2d_dmol.py:smoke --config.data_dir=$DATA_DIR
+
+Minutes on 2 CPU cores: see the results table of README.md.
+"""
+
+from configs import base, cifar10_1d_dmol
+
+
+def get_config(variant=''):
+  return base.experiment(variant, {
+      **cifar10_1d_dmol.FIELDS,
+      'model.query_block': (16, 16),
+      'model.memory_flange': (8, 8),
+  }, smoke=base.cifar10_smoke(query_block=(4, 8), memory_flange=(4, 4), num_steps=1000, batch_size=16))

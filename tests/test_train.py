@@ -1,0 +1,170 @@
+"""Training goes on bit for bit after a restart, learns, and stops at what is not finite."""
+
+import json
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from image_transformer import config as config_lib
+from image_transformer import metrics, runs
+from image_transformer.checkpoints import Checkpoints
+from image_transformer.errors import InputError
+from image_transformer.optimizers import learning_rate
+from image_transformer.train import NonFiniteError, Trainer
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+  return str(tmp_path_factory.mktemp('data'))
+
+
+@pytest.fixture
+def make_config(data_dir):
+
+  def make(**sections):
+    base = {
+        'data_dir': data_dir,
+        'dataset': 'digits',
+        'model': {'query_block': (16,), 'memory_flange': (16,), 'num_layers': 1, 'hidden_size': 16, 'num_heads': 2,
+                  'ffn_size': 16, 'dropout': 0.1, 'class_conditional': True},
+        'train': {'steps': 8, 'batch_size': 8, 'log_every': 3, 'checkpoint_every': 4, 'ema_decay': 0.9, 'flip': True,
+                  'eval_every': 4, 'sample_every': 0},
+        'eval': {'num_images': 20, 'num_images_during_training': 10, 'batch_size': 10},
+        'optimizer': {'learning_rate': 1e-2, 'warmup_steps': 4},
+        'sample': {'num_images': 10, 'batch_size': 10},
+    }
+    return config_lib.from_dict({name: {**value, **sections.get(name, {})} if isinstance(value, dict) else
+                                 sections.get(name, value) for name, value in base.items()})
+
+  return make
+
+
+def run(config, workdir):
+  workdir = epath.Path(workdir)
+  trainer = Trainer(config, workdir)
+  runs.write_config(workdir, config)
+  return trainer.run()
+
+
+def saved_state(config, workdir):
+  with Checkpoints(workdir) as checkpoints:
+    trainer = Trainer(config, epath.Path(workdir))
+    from image_transformer.train import init_state
+    return checkpoints.restore(init_state(trainer.model, trainer._optimizer, config))
+
+
+def lines(workdir):
+  timed = ('images_per_second', 'seconds')
+  return [{k: v for k, v in line.items() if k not in timed} for line in metrics.read_metrics(epath.Path(workdir))]
+
+
+def test_a_restarted_run_is_the_undisturbed_run_bit_for_bit(make_config, tmp_path):
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  config = make_config()
+  run(config, whole)
+  run(make_config(train={'steps': 4, 'eval_every': 0}), parts)
+  run(config, parts)
+  jax.tree.map(np.testing.assert_array_equal, saved_state(config, whole), saved_state(config, parts))
+  # The shorter run also logged its own end, at step 4.
+  both = [line for line in lines(whole) if line['step'] > 4]
+  assert both == [line for line in lines(parts) if line['step'] > 4]
+  assert {line['split'] for line in both} == {'train', 'test'}
+
+
+def test_lines_past_the_restored_step_are_removed(tmp_path):
+  log = metrics.MetricsLog(epath.Path(tmp_path))
+  for step in (1, 2, 3):
+    log.write(step, 'train', bits_per_dim=step)
+  log.close()
+  (tmp_path / 'metrics.jsonl').open('a').write('{"step": 4, "spl')  # a crash while writing
+  metrics.MetricsLog(epath.Path(tmp_path), step=2).close()
+  assert [line['step'] for line in metrics.read_metrics(epath.Path(tmp_path))] == [1, 2]
+
+
+def test_training_learns_and_load_gives_the_model(make_config, tmp_path):
+  config = make_config(train={'steps': 60, 'checkpoint_every': 60, 'eval_every': 0, 'batch_size': 32, 'ema_decay': 0.0},
+                       eval={'num_images': 0, 'batch_size': 99})
+  evaluation = run(config, tmp_path / 'run')
+  assert evaluation.num_images == 297
+  assert evaluation.bits_per_dim < 3.2  # uniform: log2(17) = 4.09
+  loaded = runs.load(tmp_path / 'run')
+  assert loaded.step == 60 and loaded.config == config
+  assert sorted(p.name for p in (tmp_path / 'run' / 'samples').iterdir()) == ['0000060.png']
+
+
+def test_ema_is_evaluated_where_asked_for(make_config, tmp_path):
+  config = make_config(train={'steps': 4, 'eval_every': 0})
+  run(config, tmp_path / 'run')
+  averaged = runs.load(tmp_path / 'run').variables
+  raw = runs.load(tmp_path / 'run', make_config(train={'steps': 4, 'eval_every': 0}, eval={'ema': False})).variables
+  state = saved_state(config, tmp_path / 'run')
+  jax.tree.map(np.testing.assert_array_equal, averaged, {'params': state.ema_params})
+  jax.tree.map(np.testing.assert_array_equal, raw, {'params': state.params})
+  assert not np.array_equal(jax.tree.leaves(raw)[0], jax.tree.leaves(averaged)[0])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(make_config, tmp_path):
+  config = make_config(train={'steps': 2, 'checkpoint_every': 2, 'eval_every': 0})
+  run(config, tmp_path / 'run')
+  before = saved_state(config, tmp_path / 'run')
+  broken = make_config(train={'steps': 20, 'checkpoint_every': 1, 'eval_every': 0})
+  trainer = Trainer(broken, epath.Path(tmp_path / 'run'))
+
+  class Poisoned:
+    """The third step is fed an infinite parameter."""
+
+    def __init__(self, step):
+      self.step, self.calls = step, 0
+
+    def __call__(self, state, batch):
+      self.calls += 1
+      if self.calls == 3:
+        state = state.replace(params=jax.tree.map(lambda x: x * jnp.inf, state.params))
+      return self.step(state, batch)
+
+  trainer._step = Poisoned(trainer._step)
+  with pytest.raises(NonFiniteError, match='Step 5: .*checkpoint of step 4 is kept'):
+    trainer.run()
+  after = saved_state(config, tmp_path / 'run')
+  assert int(before.step) == 2 and int(after.step) == 4
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+
+
+def test_another_run_is_not_overwritten(make_config, tmp_path):
+  workdir = epath.Path(tmp_path / 'run')
+  runs.write_config(workdir, make_config())
+  before = (workdir / 'config.json').read_text()
+  with pytest.raises(InputError, match=r'model.num_heads \(2 there, 4 here\)'):
+    runs.write_config(workdir, make_config(model={'num_heads': 4}))
+  assert (workdir / 'config.json').read_text() == before
+  runs.write_config(workdir, make_config(train={'steps': 9}, eval={'num_images': 3}))
+  assert json.loads((workdir / 'config.json').read_text())['train']['steps'] == 9
+  (tmp_path / 'other').mkdir()
+  (tmp_path / 'other' / 'thesis.tex').write_text('')
+  with pytest.raises(InputError, match='not empty'):
+    runs.write_config(epath.Path(tmp_path / 'other'), make_config())
+
+
+def test_batches_that_devices_cannot_share_are_refused(make_config, tmp_path):
+  with pytest.raises(InputError, match='train.batch_size'):
+    config = make_config(train={'batch_size': 9 * jax.device_count(), 'accumulation': 9})
+    object.__setattr__(config.train, 'batch_size', 9 * jax.device_count() + 1)
+    Trainer(config, epath.Path(tmp_path))
+
+
+def test_learning_rate_schedules():
+  config = config_lib.OptimizerConfig(learning_rate=2.0, warmup_steps=100)
+  rate = learning_rate(config, 1000)
+  # Step t is count + 1: peak * min(t / w, sqrt(w / t)).
+  np.testing.assert_allclose([rate(0), rate(49), rate(99), rate(399)], [0.02, 1.0, 2.0, 1.0], rtol=1e-6)
+  # The paper's formula, for lr = 10 * hp * d^-0.5 * min((s+1)^-0.5, (s+1) * w^-1.5) and its peak.
+  peak = 10 * 0.5 * (512 * 4000)**-0.5
+  paper = learning_rate(config_lib.OptimizerConfig(learning_rate=peak, warmup_steps=4000), 1)
+  for s in (0, 1000, 3999, 100_000):
+    want = 10 * 0.5 * 512**-0.5 * min((s + 1)**-0.5, (s + 1) * 4000**-1.5)
+    np.testing.assert_allclose(paper(s), want, rtol=1e-5)
+  cosine = learning_rate(config_lib.OptimizerConfig(learning_rate=2.0, warmup_steps=100, schedule='cosine'), 1000)
+  np.testing.assert_allclose([cosine(49), cosine(549), cosine(999)], [1.0, 1.0, 0.0], atol=1e-6)

@@ -60,7 +60,9 @@ def evaluate() -> None:
 
 
 def _report(workdir: epath.Path, run: runs.Run, evaluation: Evaluation) -> None:
-  write_results(workdir, run.config, run.variables, run.step, evaluation)
+  train_source = data.open_split(run.config.dataset, run.config.train.split, run.config.data_dir)
+  write_results(workdir, run.config, params=run.variables, step=run.step, num_train_images=len(train_source),
+                evaluation=evaluation)
   print(f'{evaluation.bits_per_dim:.4f} +- {evaluation.standard_error:.4f} bits/dim on {evaluation.num_images} images of '
         f'{run.config.dataset} {run.config.eval.split}, step {run.step}. In {workdir}: results.json')
 

@@ -4,6 +4,8 @@ import dataclasses
 import importlib.metadata
 import json
 import math
+import os
+import subprocess
 from typing import Any
 
 from etils import epath
@@ -93,27 +95,49 @@ def training_seconds(workdir: epath.Path) -> float:
   return max((line['seconds'] for line in read_metrics(workdir) if 'seconds' in line), default=0.0)
 
 
-def write_results(workdir: epath.Path, config: Config, params: Any, step: int, evaluation: Evaluation) -> None:
-  """Writes results.json: the exact bits/dim of a checkpoint and all that is needed to read it.
+def write_results(workdir: epath.Path, config: Config, *, params: Any, step: int, num_train_images: int,
+                  evaluation: Evaluation) -> None:
+  """Writes results.json: the exact bits/dim of a checkpoint and all that is needed to read the number.
 
   Args:
     workdir: the run.
     config: its configuration.
     params: the parameters evaluated, for their number.
     step: after how many steps.
+    num_train_images: how many images `config.train.split` holds.
     evaluation: of `config.eval.split`.
   """
   results = {
       'dataset': config.dataset,
       'split': config.eval.split,
       **evaluation.as_dict(),
+      'num_train_images': num_train_images,
       'ema': config.eval.ema and config.train.ema_decay > 0,
       'step': step,
       'seed': config.seed,
       'num_parameters': sum(leaf.size for leaf in jax.tree.leaves(params)),
       'training_seconds': training_seconds(workdir),
-      'device_kind': jax.devices()[0].device_kind,
-      'num_devices': jax.device_count(),
-      'versions': {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy')},
+      **environment(),
   }
   (workdir / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
+
+
+def environment() -> dict[str, Any]:
+  """Devices, commit and versions: what a measured number depends on besides its configuration."""
+  return {
+      'device_kind': jax.devices()[0].device_kind,
+      'num_devices': jax.device_count(),
+      'num_cpus': os.cpu_count(),
+      'commit': _commit(),
+      'versions': {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy')},
+  }
+
+
+def _commit() -> str | None:
+  """The commit of the code that runs, with '+' where files differ from it; None outside a checkout."""
+  try:
+    command = ['git', 'describe', '--always', '--abbrev=12', '--dirty=+', '--exclude=*']
+    return subprocess.run(command, cwd=os.path.dirname(__file__), check=True, capture_output=True,
+                          text=True).stdout.strip()
+  except (OSError, subprocess.CalledProcessError):
+    return None

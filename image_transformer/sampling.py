@@ -94,7 +94,7 @@ def make_sampler(model: ImageTransformer, batch_size: int) -> Callable[..., tupl
     with tqdm(total=num_images, desc='sample', unit='image', leave=False) as progress:
       for part in np.split(indices, len(indices) // batch):
         part_labels = None if labels is None else devices.split(labels[part])
-        outputs = parallel(params, seed, devices.split(part), part_labels, temperature)
+        outputs = parallel(params, np.uint32(seed), devices.split(part), part_labels, temperature)
         for kept, output in zip((images, log_probs), outputs):
           kept.append(devices.merge(output))
         progress.update(min(batch, num_images - part[0]))

@@ -14,8 +14,14 @@ import os
 import re
 import sys
 
-# In a log file, progress bars would be all there is.
+# Read when a process or a library starts, so they come before everything else. In a log file,
+# frequent progress bars would be all there is. On Linux the C library's allocator is told to
+# use huge pages and to keep what it got: without, page faults cost a CPU run a third of its time.
 os.environ.setdefault('TQDM_MININTERVAL', '0.2' if sys.stderr.isatty() else '20')
+if __name__ == '__main__' and sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
+  sizes = ''.join(f':glibc.malloc.{name}_threshold=100000000000' for name in ('mmap', 'trim'))
+  os.environ['GLIBC_TUNABLES'] = f'glibc.malloc.hugetlb=1{sizes}'
+  os.execv(sys.executable, [sys.executable, *sys.argv])
 
 from absl import flags
 from absl import logging

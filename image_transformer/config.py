@@ -82,6 +82,9 @@ class ModelConfig:
   qkv_size: int = 0  # total width of queries, keys and values; 0: hidden_size
   norm: str = 'post'  # 'post': LN(x + f(x)), the paper's; 'pre': x + f(LN(x))
   coordinates: str = 'sine'  # or 'learned'
+  # Multiplies the initial weights that embed intensities or pixels. At 1, the official
+  # initialisation, coordinates drown them, pixels above all, and short runs learn little.
+  embedding_gain: float = 1.0
   class_conditional: bool = False  # adds a class embedding at every position
   dropout: float = 0.3  # on the embedded input and on every residual branch
   attention_dropout: float = 0.0  # on the attention weights; the original has none
@@ -101,7 +104,7 @@ class ModelConfig:
       value = getattr(self, field)
       check(value in choices, f'model.{field}', value, f'one of {", ".join(choices)}')
     _check_ranges('model', self, 'positive', _positive, 'num_mixtures', 'num_layers', 'hidden_size',
-                  'num_heads', 'ffn_size')
+                  'num_heads', 'ffn_size', 'embedding_gain')
     _check_ranges('model', self, 'in [0, 1)', _fraction, 'dropout', 'attention_dropout')
     check(self.qkv_size >= 0, 'model.qkv_size', self.qkv_size, '0 (model.hidden_size) or positive')
     check(self.qkv_width % self.num_heads == 0, 'model.num_heads', self.num_heads,

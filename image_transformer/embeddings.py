@@ -1,6 +1,6 @@
 """What goes into the first layer: embedded intensities, coordinates and classes (paper section 3.1)."""
 
-from typing import Any
+from collections.abc import Callable
 
 from flax import linen as nn
 import jax
@@ -11,9 +11,9 @@ import numpy as np
 official_init = nn.initializers.variance_scaling(0.2, 'fan_avg', 'uniform')
 
 
-def _conv_init(key, shape, dtype=jnp.float32):
-  """The official initialisation of a 1 x channels convolution with this [channels, features] kernel."""
-  return official_init(key, (1, shape[0], 1, shape[1]), dtype).reshape(shape)
+def _scaled(gain: float, shape: Callable = lambda shape: shape) -> Callable:
+  """The official initialisation times `gain`, for a weight that the original keeps as `shape`."""
+  return lambda key, own, dtype=jnp.float32: gain * official_init(key, shape(own), dtype).reshape(own)
 
 
 class Table(nn.Module):
@@ -21,7 +21,7 @@ class Table(nn.Module):
 
   rows: int
   features: int
-  init: Any = official_init
+  init: Callable = official_init
 
   @nn.compact
   def __call__(self, index: jax.Array) -> jax.Array:
@@ -36,11 +36,12 @@ class IntensityEmbedding(nn.Module):
   levels: int
   channels: int
   features: int
+  gain: float = 1.0  # on the initial weights
 
   @nn.compact
   def __call__(self, values: jax.Array, channel: jax.Array) -> jax.Array:
     """Values [..., 1] of the given channel [...] -> [..., features]."""
-    table = Table(self.channels * self.levels, self.features, name='table')
+    table = Table(self.channels * self.levels, self.features, _scaled(self.gain), name='table')
     return table(values[..., 0] + self.levels * channel)
 
 
@@ -49,13 +50,16 @@ class PixelEmbedding(nn.Module):
 
   levels: int
   features: int
+  gain: float = 1.0  # on the initial weights
 
   @nn.compact
   def __call__(self, values: jax.Array, channel: jax.Array) -> jax.Array:
     """Pixels [..., C] -> [..., features]; a pixel has no channel, so that argument is ignored."""
     del channel
     scaled = values.astype(jnp.float32) / ((self.levels - 1) / 2) - 1
-    return nn.relu(nn.Dense(self.features, kernel_init=_conv_init, name='conv')(scaled))
+    # The 1 x C convolution is a dense layer here, but its kernel was [1, C, 1, features].
+    init = _scaled(self.gain, lambda shape: (1, shape[0], 1, shape[1]))
+    return nn.relu(nn.Dense(self.features, kernel_init=init, name='conv')(scaled))
 
 
 def sine_table(length: int, features: int) -> np.ndarray:

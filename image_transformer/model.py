@@ -47,9 +47,9 @@ class ImageTransformer(nn.Module):
   def setup(self):
     c, s = self.config, self.spec
     if c.likelihood == 'categorical':
-      self.embedding = IntensityEmbedding(s.levels, s.channels, c.hidden_size)
+      self.embedding = IntensityEmbedding(s.levels, s.channels, c.hidden_size, c.embedding_gain)
     else:
-      self.embedding = PixelEmbedding(s.levels, c.hidden_size)
+      self.embedding = PixelEmbedding(s.levels, c.hidden_size, c.embedding_gain)
     self.coordinates = Coordinates(s.height, self._columns, c.hidden_size, c.coordinates)
     if c.class_conditional:
       self.classes = Table(s.num_classes, c.hidden_size)

@@ -1,0 +1,113 @@
+"""What several tests need: the paper's visibility written cell by cell, small models of every kind, random weights."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from image_transformer import attention
+from image_transformer.config import ImageSpec, ModelConfig
+from image_transformer.model import make_model
+
+
+def paper_visible(height, width, depth, query_block, memory_flange):
+  """bool [positions, positions] in raster order: may a query (row) see a key (column)?
+
+  Paper section 3.3, cell by cell: the key lies in the memory block of the query's block and is
+  generated no later than the query. Nothing here comes from the layout's own code.
+  """
+  cells = list(itertools.product(range(height), range(width), range(depth)))
+  if len(query_block) == 1:
+    (l_q,), (l_m,) = query_block, memory_flange
+    places = range(len(cells))
+    return np.array([[i // l_q * l_q - l_m <= j <= i for j in places] for i in places])
+  (h_q, w_q), (h_m, w_m) = query_block, memory_flange
+
+  def generated(row, column, channel):
+    return row // h_q, column // w_q, row, column, channel
+
+  def in_memory(query, key):
+    top, left = query[0] // h_q * h_q, query[1] // w_q * w_q
+    return top - h_m <= key[0] < top + h_q and left - w_m <= key[1] < left + w_q + w_m
+
+  return np.array([[in_memory(query, key) and generated(*key) <= generated(*query) for key in cells]
+                   for query in cells])
+
+
+def layout_visible(layout):
+  """The same array as the layout has it: causal and occupied, carried from slots to raster indices."""
+  visible = np.zeros((layout.num_positions, layout.num_positions), bool)
+  for queries, keys in zip(layout.order, layout.memory):
+    see = layout.causal & (keys >= 0) & (queries >= 0)[:, None]
+    query, key = np.nonzero(see)
+    assert not visible[queries[query], keys[key]].any(), 'a position is in memory twice'
+    visible[queries[query], keys[key]] = True
+  return visible
+
+
+def to_slots(x, layout, padding=100.0):
+  """[B, positions, ...] in raster order -> [B, blocks, slots, ...]; what is in padding must not matter."""
+  mask = (layout.order >= 0).reshape(layout.order.shape + (1,) * (x.ndim - 2))
+  return jnp.where(mask, x[:, layout.order], jnp.asarray(padding, x.dtype))
+
+
+def from_slots(x, layout):
+  """[B, blocks, slots, ...] -> [B, positions, ...] in raster order."""
+  return x.reshape(x.shape[0], -1, *x.shape[3:])[:, layout.slots]
+
+
+def blockwise(layout):
+  """`local_attention` as a function of q, k and v [B, positions, heads, width] in raster order."""
+  return lambda *qkv: from_slots(attention.local_attention(*(to_slots(x, layout) for x in qkv), layout), layout)
+
+
+def case(spec, **config):
+  small = dict(num_layers=2, hidden_size=16, num_heads=2, ffn_size=24, num_mixtures=2, dropout=0.0)
+  return ModelConfig(**{**small, **config}), ImageSpec(*spec)
+
+
+# Every layout with every likelihood, and what else changes the path of a position through the network.
+# Small enough that two layers do not reach all earlier positions.
+CASES = {
+    '1d_categorical': case((4, 5, 3, 7), query_block=(7,), memory_flange=(9,)),
+    '1d_dmol': case((4, 6, 3, 256), query_block=(4,), memory_flange=(4,), likelihood='dmol'),
+    '2d_categorical': case((6, 6, 3, 7), query_block=(2, 2), memory_flange=(1, 1)),
+    '2d_dmol': case((6, 9, 3, 256), query_block=(2, 3), memory_flange=(3, 2), likelihood='dmol'),
+    '2d_ragged_classes': case((5, 7, 3, 5, 3), query_block=(2, 3), memory_flange=(2, 1), qkv_size=8,
+                              class_conditional=True),
+    '2d_grey_dmol_ragged': case((7, 8, 1, 17), query_block=(3, 3), memory_flange=(1, 1), likelihood='dmol'),
+    '1d_binary_pre_norm': case((6, 6, 1, 2), query_block=(5,), memory_flange=(3,), norm='pre', coordinates='learned'),
+    '2d_dmol_classes_pre_norm': case((5, 5, 3, 256, 3), query_block=(2, 2), memory_flange=(1, 2),
+                                     likelihood='dmol', norm='pre', class_conditional=True),
+}
+
+
+def labels_for(model, num_images):
+  """Some labels where the model wants them, None elsewhere."""
+  return (1 + np.arange(num_images)) % model.spec.num_classes if model.config.class_conditional else None
+
+
+def random_images(spec, num_images, seed=0):
+  return np.random.default_rng(seed).integers(spec.levels, size=(num_images, *spec.shape)).astype(np.uint8)
+
+
+def parameter_shapes(model):
+  images = jnp.zeros((1, *model.spec.shape), jnp.uint8)
+  return jax.eval_shape(model.init, jax.random.key(0), images, labels_for(model, 1))['params']
+
+
+def random_variables(model, scale=0.3, seed=0):
+  """Normal numbers in every parameter, biases and norms too, so that nothing is switched off by a zero."""
+  random = np.random.default_rng(seed)
+  draw = lambda leaf: jnp.asarray(scale * random.standard_normal(leaf.shape), leaf.dtype)
+  return {'params': jax.tree.map(draw, parameter_shapes(model))}
+
+
+@functools.cache
+def make_case(name, scale=0.3, **changes):
+  """Model and random variables of one of CASES, with fields of its configuration changed."""
+  config, spec = CASES[name]
+  model = make_model(ModelConfig(**{**vars(config), **changes}), spec)
+  return model, random_variables(model, scale)

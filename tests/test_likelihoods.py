@@ -1,0 +1,176 @@
+"""Each likelihood is one distribution: probabilities sum to 1, multiply to `log_prob`, and are what is sampled."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from image_transformer.config import ImageSpec, ModelConfig
+from image_transformer.errors import InputError
+from image_transformer.likelihoods import Categorical, DiscretizedLogisticMixture, make_likelihood
+
+CATEGORICAL = [Categorical(levels, 3) for levels in (2, 17, 256)]
+DMOL = [DiscretizedLogisticMixture(levels, channels, num_mixtures=3)
+        for levels, channels in itertools.product((17, 256), (1, 3))]
+LIKELIHOODS = CATEGORICAL + DMOL
+
+
+def random_parameters(likelihood, count, scale=1.0):
+  random = np.random.default_rng(0)
+  return (scale * random.standard_normal((count, likelihood.num_parameters))).astype(np.float32)
+
+
+def random_values(likelihood, count):
+  random = np.random.default_rng(1)
+  return random.integers(likelihood.levels, size=(count, likelihood.values_per_position)).astype(np.int32)
+
+
+def is_dmol(likelihood):
+  return isinstance(likelihood, DiscretizedLogisticMixture)
+
+
+@pytest.mark.parametrize('likelihood', LIKELIHOODS, ids=str)
+def test_probabilities_sum_to_one_and_multiply_to_log_prob(likelihood):
+  values = random_values(likelihood, 50)
+
+  @jax.jit
+  def both(parameters):
+    return likelihood.channel_probabilities(parameters, values), likelihood.log_prob(parameters, values)
+
+  # At 3, logistics are between 1000 times wider than a bin and far narrower than one.
+  for scale in (1.0, 3.0):
+    probabilities, log_prob = both(random_parameters(likelihood, 50, scale))
+    assert probabilities.shape == (50, likelihood.values_per_position, likelihood.levels)
+    assert probabilities.min() >= 0
+    np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-3 if is_dmol(likelihood) else 1e-5)
+    assert log_prob.shape == (50,) and log_prob.dtype == jnp.float32
+    chosen = np.take_along_axis(np.asarray(probabilities), values[..., None], axis=-1)[..., 0]
+    # A bin of 1e-5 is the difference of two float32 numbers near 1, hence the tolerance.
+    np.testing.assert_allclose(np.exp(log_prob), chosen.prod(axis=-1), rtol=1e-2, atol=1e-30)
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_dmol_is_the_formula_for_any_number_of_levels(channels):
+  """PixelCNN++ in float64, pixel by pixel: products of differences of logistic functions."""
+  likelihood = DiscretizedLogisticMixture(17, channels, num_mixtures=3)
+  values = random_values(likelihood, 20)
+
+  def probability(parameters, values):
+    sizes = 3, 3 * channels, 3 * channels
+    logits, means, log_scales, coefficients = np.split(parameters.astype(float), np.cumsum(sizes))
+    x = values / 8 - 1
+    total = 0
+    for k in range(3):
+      product = np.exp(logits[k]) / np.exp(logits).sum()
+      for c, value in enumerate(values):
+        mean, scale = means[channels * k + c], np.exp(log_scales[channels * k + c])
+        if c > 0:  # green's one coefficient comes first, then blue's two
+          own = np.tanh(coefficients[3 * k:3 * k + 3])[{1: [0], 2: [1, 2]}[c]]
+          mean += own @ x[:c]
+        below = 0 if value == 0 else 1 / (1 + np.exp(-(x[c] - 1 / 16 - mean) / scale))
+        up_to = 1 if value == 16 else 1 / (1 + np.exp(-(x[c] + 1 / 16 - mean) / scale))
+        product *= up_to - below
+      total += product
+    return total
+
+  log_prob = jax.jit(likelihood.log_prob)
+  # Far out, where bins have less than 1e-5, the density stands for them.
+  for offset, rtol in ((0, 1e-4), (30, 2e-3)):
+    parameters = random_parameters(likelihood, 20)
+    parameters[:, 3:3 + 3 * channels] += offset
+    expected = [np.log(probability(*pair)) for pair in zip(parameters, values)]
+    np.testing.assert_allclose(log_prob(parameters, values), expected, rtol=rtol, atol=1e-6)
+
+
+@pytest.mark.parametrize('likelihood', [Categorical(17, 3), *DMOL[:2]], ids=str)
+def test_samples_have_the_probabilities(likelihood):
+  """Frequencies of levels in 40000 draws, each channel given the sampled ones before it."""
+  count = 40_000
+  parameters = np.broadcast_to(random_parameters(likelihood, 1), (count, likelihood.num_parameters))
+  values = np.asarray(jax.jit(likelihood.sample)(jax.random.key(0), parameters))
+  assert values.shape == (count, likelihood.values_per_position) and values.dtype == np.int32
+  probabilities = np.asarray(jax.jit(likelihood.channel_probabilities)(parameters, values))
+  surprise = np.eye(likelihood.levels)[values] - probabilities  # mean 0, whatever came before
+  # Uncorrelated with 1, and with the channel before.
+  weights = np.stack([np.ones(values.shape), np.roll(values, 1, axis=-1) / (likelihood.levels - 1)])
+  weights[1, :, 0] = 0
+  for weight in weights:
+    weighted = weight[..., None] * surprise
+    deviation = np.sqrt((weight[..., None]**2 * probabilities * (1 - probabilities)).mean(axis=0) / count)
+    assert np.all(np.abs(weighted.mean(axis=0)) <= 5 * deviation + 1e-5)
+
+
+@pytest.mark.parametrize('likelihood', LIKELIHOODS, ids=str)
+def test_samples_are_levels(likelihood):
+  for scale in (1.0, 1e4):
+    values = jax.jit(likelihood.sample)(jax.random.key(0), random_parameters(likelihood, 200, scale))
+    assert values.dtype == jnp.int32
+    assert values.min() >= 0 and values.max() < likelihood.levels
+
+
+@pytest.mark.parametrize('likelihood', [Categorical(17, 3), DMOL[1]], ids=str)
+def test_lower_temperature_draws_likelier_values(likelihood):
+  parameters = np.repeat(random_parameters(likelihood, 20), 500, axis=0)
+  sample = jax.jit(likelihood.sample)
+  top = sample(jax.random.key(0), parameters, 1e-6)
+  shares = [(sample(jax.random.key(1), parameters, temperature) == top).mean() for temperature in (1.0, 0.5, 0.1)]
+  assert shares[0] < shares[1] - 0.05 < shares[2] - 0.1
+  np.testing.assert_array_equal(top, sample(jax.random.key(1), parameters, 1e-6))
+
+
+def test_categorical_at_low_temperature_is_the_likeliest_level():
+  parameters = random_parameters(Categorical(17, 3), 50)
+  values = Categorical(17, 3).sample(jax.random.key(0), parameters, 1e-5)
+  np.testing.assert_array_equal(values[..., 0], parameters.argmax(axis=-1))
+
+
+def test_dmol_at_low_temperature_is_the_rounded_mean_of_the_likeliest_component():
+  """One pixel by hand: green and blue are moved by the rounded channels before them."""
+  likelihood = DiscretizedLogisticMixture(levels=17, channels=3, num_mixtures=2)
+  logits = [0, 1]
+  means = [0, 0, 0, 0.3, -0.2, 5]  # R G B of both components; blue leaves the range
+  coefficients = np.arctanh([0, 0, 0, 0.5, 0, 0])
+  parameters = np.concatenate([logits, means, np.zeros(6), coefficients]).astype(np.float32)
+  red = round((0.3 + 1) * 8)  # 10, which is 0.25 and not 0.3
+  green = round((-0.2 + 0.5 * (red / 8 - 1) + 1) * 8)
+  values = likelihood.sample(jax.random.key(0), parameters[None], 1e-6)
+  np.testing.assert_array_equal(values, [[red, green, 16]])
+
+
+def test_dmol_conditions_on_what_it_emitted():
+  """A sharp distribution shows whether the next channel saw the real number or the emitted level."""
+  likelihood = DiscretizedLogisticMixture(levels=5, channels=3, num_mixtures=1)  # levels -1, -0.5, 0, 0.5, 1
+  means, coefficients = [0.26, 0, 0.74], np.arctanh([0.999, 0, -0.999])
+  parameters = np.concatenate([[0], means, np.full(3, -7), coefficients]).astype(np.float32)
+  # Red 0.26 becomes 0.5, green 0 + 0.5 (a real red would give 0.26, the same level), blue 0.74 - 0.5.
+  values = likelihood.emit(parameters, np.zeros(1, np.float32), np.zeros(3, np.float32))
+  np.testing.assert_array_equal(values, [3, 3, 2])
+
+
+@pytest.mark.parametrize('likelihood', LIKELIHOODS, ids=str)
+def test_extreme_parameters_give_finite_numbers(likelihood):
+  signs = np.random.default_rng(2).choice([-1.0, 0.0, 1.0], size=(200, likelihood.num_parameters))
+  values = random_values(likelihood, 200)
+  for size in (10.0, 1e4):
+    parameters = (size * signs).astype(np.float32)
+    log_prob, gradient = jax.jit(jax.value_and_grad(lambda p: likelihood.log_prob(p, values).sum()))(parameters)
+    assert np.isfinite(log_prob) and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize('likelihood', [Categorical(17, 3), DMOL[0]], ids=str)
+def test_computes_in_float32(likelihood):
+  parameters, values = jnp.asarray(random_parameters(likelihood, 50), jnp.bfloat16), random_values(likelihood, 50)
+  functions = likelihood.log_prob, likelihood.channel_probabilities
+  both = jax.jit(lambda parameters: [function(parameters, values) for function in functions])
+  for result, expected in zip(both(parameters), both(parameters.astype(jnp.float32))):
+    assert result.dtype == jnp.float32
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_dmol_of_two_levels_is_refused():
+  binary = ImageSpec(28, 28, 1, levels=2)
+  assert make_likelihood(ModelConfig(), binary) == Categorical(2, 1)
+  with pytest.raises(InputError, match='model.likelihood'):
+    make_likelihood(ModelConfig(likelihood='dmol'), binary)

@@ -1,0 +1,164 @@
+"""The whole network: initial weights, size, number types, dropout, rematerialisation and classes."""
+
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from helpers import CASES, case, labels_for, make_case, parameter_shapes, random_images
+from image_transformer.config import ImageSpec, ModelConfig
+from image_transformer.errors import InputError
+from image_transformer.model import make_model
+from image_transformer.transformer import layer_norm
+
+CIFAR10 = ImageSpec(32, 32, 3)
+
+
+def flat(tree):
+  return traverse_util.flatten_dict(tree, sep='/')
+
+
+def num_parameters(config, spec=CIFAR10):
+  return sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(make_model(config, spec))))
+
+
+def test_parameter_count_of_the_papers_model():
+  """38.3 million, and how they add up."""
+  d, ffn = 512, 2048
+  layer = 4 * d * d + (d * ffn + ffn) + (ffn * d + d) + 2 * 2 * d
+  assert num_parameters(ModelConfig()) == 768 * d + 12 * layer + (d * 256 + 256) == 38_328_576
+
+
+def test_parameter_count_of_the_papers_dmol_model():
+  """9.5 million with position tables of the size of the image; the original's 3075 rows make 11.1."""
+  d, qkv, ffn = 256, 512, 512
+  layer = 4 * d * qkv + (d * ffn + ffn) + (ffn * d + d) + 2 * 2 * d
+  config = ModelConfig(hidden_size=d, qkv_size=qkv, ffn_size=ffn, num_heads=8, likelihood='dmol',
+                       coordinates='learned')
+  assert num_parameters(config) == (3 * d + d) + 2 * 32 * d + 12 * layer + d * 100
+  assert round(num_parameters(config) / 1e6, 1) == 9.5
+
+
+def initialised(**config):
+  config, spec = case((8, 8, 3, 256, 10), query_block=(16,), memory_flange=(16,), num_layers=1,
+                      hidden_size=64, ffn_size=96, class_conditional=True, **config)
+  model = make_model(config, spec)
+  image, labels = jnp.zeros((1, *spec.shape), jnp.uint8), jnp.zeros(1, jnp.int32)
+  return flat(jax.jit(model.init)(jax.random.key(0), image, labels)['params'])
+
+
+@pytest.mark.parametrize('likelihood', ['categorical', 'dmol'])
+def test_official_initialisation(likelihood):
+  """variance_scaling(0.2, fan_avg, uniform): within +- sqrt(3 * 0.2 / mean of fan in and out)."""
+  for name, leaf in initialised(likelihood=likelihood, coordinates='learned').items():
+    if name.startswith('coordinates'):  # normal, of deviation d^-0.5
+      np.testing.assert_allclose(leaf.std(), 64**-0.5, rtol=0.1, err_msg=name)
+    elif leaf.ndim == 1:
+      np.testing.assert_array_equal(leaf, 1 if 'scale' in name else 0, err_msg=name)
+    else:
+      fan_in, fan_out = leaf.shape
+      if 'conv' in name:
+        fan_out *= 3  # three taps
+      limit = np.sqrt(3 * 0.2 / ((fan_in + fan_out) / 2))
+      assert 0.95 * limit < np.abs(leaf).max() <= limit, name
+      np.testing.assert_allclose(leaf.var(), limit**2 / 3, rtol=0.2, err_msg=name)
+
+
+def test_remat_changes_nothing():
+  """Under dropout too: the masks of the second forward pass are those of the first."""
+  changes = dict(num_layers=1, dropout=0.3, attention_dropout=0.2)
+  model, variables = make_case('1d_categorical', **changes)
+  frugal, _ = make_case('1d_categorical', remat=True, **changes)
+  assert flat(parameter_shapes(model)).keys() == flat(parameter_shapes(frugal)).keys()
+  images = random_images(model.spec, 3)
+
+  def value_and_gradients(model):
+    loss = lambda variables: -model.apply(variables, images, train=True, rngs={'dropout': jax.random.key(1)},
+                                          method='log_prob').mean() / model.spec.num_dims
+    return jax.jit(jax.value_and_grad(loss))
+
+  once, twice = value_and_gradients(model), value_and_gradients(frugal)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), once(variables), twice(variables))
+  # And the layers really are marked for a second pass.
+  marks = [str(jax.make_jaxpr(function)(variables)).count('remat') for function in (once, twice)]
+  assert marks[0] == 0 < marks[1]
+
+
+@pytest.mark.parametrize('name', ['2d_ragged_classes', '2d_grey_dmol_ragged'])
+def test_log_prob_is_the_sum_over_the_positions_of_the_image(name):
+  """Each once, and nothing of the padding."""
+  model, variables = make_case(name)
+  images, labels = random_images(model.spec, 3), labels_for(model, 3)
+  log_prob = jax.jit(lambda v: model.apply(v, images, labels, method='log_prob'))(variables)
+  parameters = jax.jit(model.apply)(variables, images, labels)
+  values = images.reshape(*parameters.shape[:-1], -1)
+  positions = jax.jit(model.likelihood.log_prob)(parameters, values)
+  np.testing.assert_allclose(log_prob, positions.reshape(3, -1).sum(axis=1), rtol=1e-5)
+
+
+def test_bfloat16_is_for_the_layers_alone():
+  """Matrix products of the layers; parameters, norms and the likelihood's parameters stay float32."""
+  model, variables = make_case('2d_dmol')
+  coarse, _ = make_case('2d_dmol', dtype='bfloat16')
+  assert {leaf.dtype for leaf in jax.tree.leaves(parameter_shapes(coarse))} == {jnp.dtype('float32')}
+  images = random_images(model.spec, 4)
+
+  def run(model):
+    outputs = lambda module, _: isinstance(module, (nn.Dense, nn.LayerNorm))
+    parameters, state = model.apply(variables, images, capture_intermediates=outputs, mutable='intermediates')
+    return parameters, model.apply(variables, images, method='log_prob'), flat(state['intermediates'])
+
+  parameters, log_prob, inside = jax.jit(run, static_argnums=0)(coarse)
+  for name, (output,) in inside.items():
+    low = name.startswith('layer_') and 'norm' not in name
+    assert output.dtype == (jnp.bfloat16 if low else jnp.float32), name
+  assert parameters.dtype == log_prob.dtype == jnp.float32
+  assert np.mean(parameters == parameters.astype(jnp.bfloat16)) < 0.1, 'rounded after all'
+  np.testing.assert_allclose(log_prob, jax.jit(run, static_argnums=0)(model)[1], rtol=0.02)
+
+
+def test_layer_norm_is_float32_on_bfloat16_inputs():
+  """Numbers around 100 that differ by 0.5: in bfloat16 their mean alone would be off by 0.25, a quarter deviation."""
+  random = np.random.default_rng(0)
+  x = jnp.asarray(100 + 0.5 * random.integers(-3, 4, size=(16, 512)), jnp.bfloat16)
+  scale, bias = random.standard_normal((2, 512)).astype(np.float32)
+
+  class Norm(nn.Module):
+
+    @nn.compact
+    def __call__(self, x):
+      return layer_norm(ModelConfig(dtype='bfloat16'), 'norm')(x)
+
+  y = Norm().apply({'params': {'norm': {'scale': scale, 'bias': bias}}}, x)
+  assert y.dtype == jnp.bfloat16
+  exact = np.asarray(x, np.float64)
+  normed = (exact - exact.mean(axis=-1, keepdims=True)) / np.sqrt(exact.var(axis=-1, keepdims=True) + 1e-6)
+  # One rounding, of the result: 2^-8. Then float32's own error, with a mean of 100 deviations.
+  np.testing.assert_allclose(np.asarray(y, np.float64), normed * scale + bias, rtol=2**-8, atol=2e-3)
+
+
+@pytest.mark.parametrize('field', ['dropout', 'attention_dropout'])
+def test_dropout_acts_in_training_only(field):
+  model, variables = make_case('1d_dmol', num_layers=1, **{field: 0.5})
+  images = random_images(model.spec, 2)
+  expected = jax.jit(model.apply)(variables, images)  # without a key: nothing can be dropped
+  train = jax.jit(lambda variables, key: model.apply(variables, images, train=True, rngs={'dropout': key}))
+  one, other = (train(variables, jax.random.key(seed)) for seed in (0, 1))
+  assert (one != expected).any() and (one != other).any()
+  np.testing.assert_array_equal(train(variables, jax.random.key(0)), one)
+
+
+def test_class_labels_move_every_position():
+  model, variables = make_case('2d_ragged_classes', num_layers=1)
+  image = np.repeat(random_images(model.spec, 1), 3, axis=0)
+  parameters = jax.jit(model.apply)(variables, image, np.arange(3))
+  for label in (1, 2):
+    assert (parameters[label] != parameters[0]).any(axis=-1).all()
+
+
+def test_class_conditional_needs_classes():
+  config, _ = CASES['2d_ragged_classes']
+  with pytest.raises(InputError, match='model.class_conditional'):
+    make_model(config, ImageSpec(8, 8, 3))

@@ -1,0 +1,83 @@
+"""The cached sampler draws from the model that is evaluated, and image i depends on (seed, i) alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from helpers import CASES, labels_for, make_case
+from image_transformer import devices
+from image_transformer.sampling import class_rows, make_sampler, sample
+
+
+def check_log_prob(model, variables, rtol):
+  """At other temperatures too: the draw changes, the distribution that is reported does not."""
+  labels = labels_for(model, 4)
+
+  @jax.jit
+  def draw(variables, keys, temperature):
+    images, log_prob = sample(model, variables, keys, labels, temperature)
+    return images, log_prob, model.apply(variables, images, labels, method='log_prob')
+
+  for temperature in (1.0, 0.6):
+    images, log_prob, expected = draw(variables, jax.random.split(jax.random.key(0), 4), temperature)
+    assert images.dtype == jnp.uint8 and images.shape == (4, *model.spec.shape)
+    assert int(images.max()) < model.spec.levels
+    assert len(np.unique(np.asarray(images).reshape(4, -1), axis=0)) == 4
+    np.testing.assert_allclose(log_prob, expected, rtol=rtol)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_log_prob_of_samples_is_the_models(name):
+  check_log_prob(*make_case(name), rtol=1e-4)
+
+
+def test_log_prob_of_samples_in_bfloat16():
+  """Looser: the cached and the parallel path round at different places, about 2^-8 each time."""
+  check_log_prob(*make_case('2d_ragged_classes', dtype='bfloat16'), rtol=1e-2)
+
+
+@pytest.fixture(scope='module')
+def drawing():
+  """draw(seed, num_images, labels, temperature, batch_size) from a small class-conditional model."""
+  model, variables = make_case('2d_ragged_classes', num_layers=1)
+  params = devices.replicate(variables['params'])
+  samplers = {}
+
+  def draw(seed=0, num_images=5, labels=None, temperature=1.0, batch_size=5):
+    if batch_size not in samplers:
+      samplers[batch_size] = make_sampler(model, batch_size)
+    labels = np.arange(num_images) % 3 if labels is None else labels
+    return samplers[batch_size](params, seed, num_images, labels, temperature)
+
+  return draw
+
+
+@pytest.mark.parametrize('batch_size', [1, 2])
+def test_images_do_not_depend_on_the_batch_size(drawing, batch_size):
+  images, log_probs = drawing()
+  assert images.shape == (5, 5, 7, 3) and log_probs.shape == (5,)
+  again, again_log_probs = drawing(batch_size=batch_size)
+  np.testing.assert_array_equal(again, images)
+  np.testing.assert_allclose(again_log_probs, log_probs, rtol=1e-5)
+
+
+def test_seeds_and_labels_change_the_images(drawing):
+  images, _ = drawing(labels=np.zeros(5))
+  np.testing.assert_array_equal(drawing(labels=np.zeros(5))[0], images)
+  for others, _ in (drawing(seed=1, labels=np.zeros(5)), drawing(labels=np.ones(5))):
+    assert (others != images).any(axis=(1, 2, 3)).all()
+
+
+def test_at_low_temperature_the_seed_does_not_matter(drawing):
+  images, _ = drawing(temperature=1e-6)
+  np.testing.assert_array_equal(drawing(seed=1, temperature=1e-6)[0], images)
+  np.testing.assert_array_equal(images[0], images[3])  # of the same class
+
+
+def test_class_rows():
+  model, _ = make_case('2d_ragged_classes')  # three classes
+  labels, columns = class_rows(model, 7)
+  assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2] and columns == 3
+  model, _ = make_case('2d_categorical')
+  assert class_rows(model, 10) == (None, 4)

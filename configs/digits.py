@@ -24,7 +24,7 @@ def get_config(variant=''):
       'optimizer.warmup_steps': 100,
       'optimizer.schedule': 'cosine',
       'train.steps': 1500,
-      'train.batch_size': 64,
+      'train.batch_size': 32,
       'train.log_every': 50,
       'train.checkpoint_every': 500,
       'train.eval_every': 0,

@@ -38,7 +38,7 @@ from image_transformer.metrics import Evaluation, write_results
 from image_transformer.sampling import class_rows, make_sampler
 from image_transformer.train import NonFiniteError, Trainer
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, such as configs/digits.py or configs/digits.py:smoke.')
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, such as configs/digits.py or its :smoke.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run. Default: runs/<name of the configuration>.')
 _MODE = flags.DEFINE_string('mode', 'train', 'What to do: train, eval or sample.')
 _NUM_SAMPLES = flags.DEFINE_integer('num_samples', None, 'sample: how many images. Default: sample.num_images.')
@@ -69,8 +69,8 @@ def _report(workdir: epath.Path, run: runs.Run, evaluation: Evaluation) -> None:
   train_source = data.open_split(run.config.dataset, run.config.train.split, run.config.data_dir)
   write_results(workdir, run.config, params=run.variables, step=run.step, num_train_images=len(train_source),
                 evaluation=evaluation)
-  print(f'{evaluation.bits_per_dim:.4f} +- {evaluation.standard_error:.4f} bits/dim on {evaluation.num_images} images of '
-        f'{run.config.dataset} {run.config.eval.split}, step {run.step}. In {workdir}: results.json')
+  print(f'{evaluation.bits_per_dim:.4f} +- {evaluation.standard_error:.4f} bits/dim on {evaluation.num_images} images '
+        f'of {run.config.dataset} {run.config.eval.split}, step {run.step}. In {workdir}: results.json')
 
 
 def sample() -> None:

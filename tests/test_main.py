@@ -74,7 +74,8 @@ def test_train_eval_and_sample_from_the_command_line(tmp_path):
   again = json.loads((workdir / 'results.json').read_text())
   assert again['bits_per_dim'] == pytest.approx(results['bits_per_dim'], abs=1e-6)
 
-  run('--mode=sample', f'--workdir={workdir}', '--num_samples=7', '--temperature=0.5', '--labels=3,4', '--seed=2', '--npz')
+  run('--mode=sample', f'--workdir={workdir}', '--num_samples=7', '--temperature=0.5', '--labels=3,4', '--seed=2',
+      '--npz')
   drawn = np.load(workdir / 'samples' / '0000003_seed2_temperature0.5.npz')
   assert drawn['images'].shape == (7, 8, 8, 1) and drawn['images'].max() <= 16
   assert drawn['labels'].tolist() == [3, 4, 3, 4, 3, 4, 3] and (drawn['log_probs'] < 0).all()

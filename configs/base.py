@@ -32,12 +32,12 @@ def noam_peak(learning_rate: float, hidden_size: int, warmup_steps: int = 4_000)
 
 
 def cifar10_smoke(*, query_block: tuple[int, ...], memory_flange: tuple[int, ...], num_steps: int,
-                  batch_size: int) -> dict[str, Any]:
+                  batch_size: int, embedding_gain: float = 1.0) -> dict[str, Any]:
   """The small form of the CIFAR-10 models: few, narrow layers and short blocks learn most per CPU minute."""
   return {
       'model.query_block': query_block,
       'model.memory_flange': memory_flange,
-      'model.embedding_gain': 20.0,
+      'model.embedding_gain': embedding_gain,
       'model.coordinates': 'sine',
       'model.num_layers': 3,
       'model.hidden_size': 64,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from image_transformer.config import ImageSpec, ModelConfig, check
+from image_transformer.config import ImageSpec, ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,16 +94,16 @@ class DiscretizedLogisticMixture:
 
   def _bin_log_prob(self, values, mean, log_scale):
     """Log-probability of integer levels under one logistic; everything broadcasts."""
-    half_width = 1 / (self.levels - 1)
     inverse_scale = jnp.exp(-log_scale)
-    centred = (self._scale(values) - mean) * inverse_scale
-    upper, lower = centred + half_width * inverse_scale, centred - half_width * inverse_scale
-    mass = jax.nn.sigmoid(upper) - jax.nn.sigmoid(lower)
+    centred, half = (self._scale(values) - mean) * inverse_scale, inverse_scale / (self.levels - 1)
+    # The same on both sides of the mean, and a difference of small numbers keeps its digits.
+    outside = -jnp.abs(centred)
+    mass = jax.nn.sigmoid(outside + half) - jax.nn.sigmoid(outside - half)
     density = centred - log_scale - 2 * jax.nn.softplus(centred) - np.log((self.levels - 1) / 2)
     # The inner maximum keeps the branch that is not taken from spoiling the gradient.
     inside = jnp.where(mass > 1e-5, jnp.log(jnp.maximum(mass, 1e-12)), density)
-    return jnp.where(values == 0, jax.nn.log_sigmoid(upper),
-                     jnp.where(values == self.levels - 1, jax.nn.log_sigmoid(-lower), inside))
+    return jnp.where(values == 0, jax.nn.log_sigmoid(centred + half),
+                     jnp.where(values == self.levels - 1, jax.nn.log_sigmoid(half - centred), inside))
 
   def _component_log_probs(self, parameters, values):
     """log pi [..., K] and log p(channel | earlier, component) [..., K, C]."""
@@ -170,5 +170,4 @@ def make_likelihood(config: ModelConfig, spec: ImageSpec) -> Likelihood:
   """The likelihood that `config` names, for images of `spec`."""
   if config.likelihood == 'categorical':
     return Categorical(spec.levels, spec.channels)
-  check(spec.levels > 2, 'model.likelihood', config.likelihood, 'categorical for images of two levels')
   return DiscretizedLogisticMixture(spec.levels, spec.channels, config.num_mixtures)

@@ -1,6 +1,8 @@
 """Training goes on bit for bit after a restart, learns, and stops at what is not finite."""
 
 import json
+import pathlib
+import re
 
 from etils import epath
 import jax
@@ -9,11 +11,12 @@ import numpy as np
 import pytest
 
 from image_transformer import config as config_lib
-from image_transformer import metrics, runs
+from image_transformer import data, metrics, runs
 from image_transformer.checkpoints import Checkpoints
 from image_transformer.errors import InputError
-from image_transformer.optimizers import learning_rate
-from image_transformer.train import NonFiniteError, Trainer
+from image_transformer.model import make_model
+from image_transformer.optimizers import learning_rate, make_optimizer
+from image_transformer.train import NonFiniteError, Trainer, init_state
 
 
 @pytest.fixture(scope='module')
@@ -50,10 +53,9 @@ def run(config, workdir):
 
 
 def saved_state(config, workdir):
+  model = make_model(config.model, data.image_spec(config.dataset))
   with Checkpoints(workdir) as checkpoints:
-    trainer = Trainer(config, epath.Path(workdir))
-    from image_transformer.train import init_state
-    return checkpoints.restore(init_state(trainer.model, trainer._optimizer, config))
+    return checkpoints.restore(init_state(model, make_optimizer(config.optimizer, config.train.steps), config))
 
 
 def lines(workdir):
@@ -93,6 +95,14 @@ def test_training_learns_and_load_gives_the_model(make_config, tmp_path):
   loaded = runs.load(tmp_path / 'run')
   assert loaded.step == 60 and loaded.config == config
   assert sorted(p.name for p in (tmp_path / 'run' / 'samples').iterdir()) == ['0000060.png']
+
+  # The Python way, as the README shows it.
+  readme = (pathlib.Path(__file__).parent.parent / 'README.md').read_text()
+  code = re.search(r'```python\n(.*?)```', readme, re.DOTALL)[1]
+  names = {}
+  exec(code.replace('runs/digits', str(tmp_path / 'run')), names)
+  assert names['images'].shape == (10, 8, 8, 1)
+  np.testing.assert_allclose(names['log_probs'], names['again'], rtol=1e-4)
 
 
 def test_ema_is_evaluated_where_asked_for(make_config, tmp_path):

@@ -4,7 +4,9 @@
 
 PYTHON ?= python3
 RUN := .venv/bin/python
-INSTALL := $(if $(shell command -v uv),uv pip install --python $(RUN),$(RUN) -m pip install --disable-pip-version-check)
+UV := $(shell command -v uv 2>/dev/null)
+VENV := $(if $(UV),uv venv --quiet --python $(PYTHON),$(PYTHON) -m venv)
+INSTALL := $(if $(UV),uv pip install --python $(RUN),$(RUN) -m pip install --disable-pip-version-check)
 DEMO := runs/digits
 
 .PHONY: demo test setup
@@ -13,13 +15,14 @@ setup: .venv/ready
 
 .venv/ready: setup.py
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11-3.13 is needed: make PYTHON=python3.12")'
-	$(PYTHON) -m venv --clear .venv
+	rm -rf .venv
+	$(VENV) .venv
 	$(INSTALL) --quiet --editable '.[dev]'
 	touch $@
 
 demo: setup
-	$(RUN) main.py --config=configs/digits.py --workdir=$(DEMO)
-	@echo "Samples, one row per digit: $$(ls $(DEMO)/samples/*.png | tail -n 1)"
+	$(RUN) main.py --config=configs/digits.py --config.data_dir=runs/data --workdir=$(DEMO)
+	@echo "Samples, one row per digit: $(DEMO)/samples/"
 
 test: setup
 	$(RUN) -m pytest -q tests

@@ -19,10 +19,11 @@ import sys
 # use huge pages and to keep what it got: without, page faults cost a CPU run a third of its time.
 os.environ.setdefault('TQDM_MININTERVAL', '0.2' if sys.stderr.isatty() else '20')
 if __name__ == '__main__' and sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
-  sizes = ''.join(f':glibc.malloc.{name}_threshold=100000000000' for name in ('mmap', 'trim'))
-  os.environ['GLIBC_TUNABLES'] = f'glibc.malloc.hugetlb=1{sizes}'
-  os.execv(sys.executable, [sys.executable, *sys.argv])
+  os.environ['GLIBC_TUNABLES'] = ':'.join(
+      f'glibc.malloc.{setting}' for setting in ('hugetlb=1', 'mmap_max=0', 'trim_threshold=100000000000'))
+  os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
+from absl import app
 from absl import flags
 from absl import logging
 from etils import epath
@@ -69,8 +70,7 @@ def _report(workdir: epath.Path, run: runs.Run, evaluation: Evaluation) -> None:
   train_source = data.open_split(run.config.dataset, run.config.train.split, run.config.data_dir)
   write_results(workdir, run.config, params=run.variables, step=run.step, num_train_images=len(train_source),
                 evaluation=evaluation)
-  print(f'{evaluation.bits_per_dim:.4f} +- {evaluation.standard_error:.4f} bits/dim on {evaluation.num_images} images '
-        f'of {run.config.dataset} {run.config.eval.split}, step {run.step}. In {workdir}: results.json')
+  print(f'{evaluation} of {run.config.dataset} {run.config.eval.split}, step {run.step}. In {workdir}: results.json')
 
 
 def sample() -> None:
@@ -109,7 +109,7 @@ def _given_config() -> config_lib.Config | None:
 
 def _workdir() -> epath.Path:
   if _WORKDIR.value:
-    return epath.Path(_WORKDIR.value)
+    return epath.Path(_WORKDIR.value).expanduser()
   if _CONFIG.value is None:
     raise InputError('Nothing to do: give --config=configs/NAME.py, or --workdir=DIR of a run.')
   name = os.path.basename(config_flags.get_config_filename(flags.FLAGS['config']))
@@ -129,6 +129,7 @@ _MODES = {'train': train, 'eval': evaluate, 'sample': sample}
 def main(argv: list[str]) -> int:
   """Runs the program; returns its exit code."""
   logging.set_verbosity(logging.ERROR)
+  app.define_help_flags()
   try:
     try:
       rest = flags.FLAGS(argv)
@@ -144,12 +145,15 @@ def main(argv: list[str]) -> int:
     if _MODE.value not in _MODES:
       raise InputError(f'--mode is {_MODE.value!r}, but must be one of {", ".join(_MODES)}.')
     _MODES[_MODE.value]()
-  except InputError as error:
+  except (InputError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
     print(f'Error: {error}', file=sys.stderr)
     return 2
   except NonFiniteError as error:
     print(f'Error: {error}', file=sys.stderr)
     return 1
+  except KeyboardInterrupt:
+    print('Interrupted. The same command goes on from the last checkpoint.', file=sys.stderr)
+    return 130
   return 0
 
 

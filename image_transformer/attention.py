@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from image_transformer.layout import BlockLayout
 
-# Finite, so that a query with nothing to see (padding) gives no NaN.
+# Finite, so that no arithmetic on it can give a NaN.
 _HIDDEN = -1e30
 
 

@@ -9,6 +9,13 @@ import orbax.checkpoint as ocp
 from image_transformer.errors import InputError
 
 
+def latest_step(workdir: epath.PathLike) -> int | None:
+  """The newest step saved in a workdir, which need not exist; None if there is none."""
+  folder = epath.Path(workdir) / 'checkpoints'
+  names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+  return max((int(name) for name in names if name.isdigit()), default=None)
+
+
 class Checkpoints:
   """Saves and restores training states; a context manager that waits for the last save."""
 

@@ -228,8 +228,8 @@ def _cast(field, value, default):
   """JSON has no tuples, and people type 1 for 1.0; anything else must have the default's type."""
   if isinstance(default, tuple) and isinstance(value, (list, tuple)):
     value = tuple(value)
-    good = all(type(item) is int for item in value)
-    return value if good else check(False, field, value, 'integers')
+    check(all(type(item) is int for item in value), field, value, 'integers')
+    return value
   if isinstance(default, float) and type(value) is int:
     value = float(value)
   check(type(value) is type(default), field, value, f'of type {type(default).__name__}')

@@ -133,7 +133,7 @@ def eval_batches(source: Sequence, *, batch_size: int, num_images: int = 0, proc
   Raises:
     InputError: if `source` holds fewer images, or process_count does not divide batch_size.
   """
-  check(num_images <= len(source), 'num_images', num_images, f'at most {len(source)}, what the split holds')
+  check(num_images <= len(source), 'eval.num_images', num_images, f'at most {len(source)}, what the split holds')
   num_images = num_images or len(source)
   part = _part(batch_size, process_index, process_count)
 

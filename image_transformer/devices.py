@@ -21,8 +21,9 @@ def replicate(tree: Any) -> Any:
 
 
 def unreplicate(tree: Any) -> Any:
-  """The tree as the first device holds it."""
-  return jax.tree.map(lambda x: x[0], tree)
+  """The tree as the first local device holds it."""
+  # Indexing the whole array would be a computation over all devices.
+  return jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
 
 
 def split(tree: Any) -> Any:

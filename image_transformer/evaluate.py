@@ -12,7 +12,7 @@ from image_transformer.model import ImageTransformer
 
 
 def make_evaluator(model: ImageTransformer, batch_size: int) -> Callable[..., Evaluation]:
-  """Compiles once; returns evaluate(params, source, num_images).
+  """Compiles at the first call; returns evaluate(params, source, num_images).
 
   Args of the result:
     params: the parameters, one copy on every device (`devices.replicate`).

@@ -1,5 +1,6 @@
 """Where numbers go: metrics.jsonl, TensorBoard, and bits/dim."""
 
+from collections.abc import Callable
 import dataclasses
 import importlib.metadata
 import json
@@ -37,34 +38,48 @@ class Evaluation:
     return float(bits_per_dim(self.nats.mean(), self.num_dims))
 
   @property
-  def standard_error(self) -> float:
-    """Of the mean over images, in bits/dim; NaN for a single image."""
+  def standard_error(self) -> float | None:
+    """Of the mean over images, in bits/dim; None for a single image."""
     if self.num_images < 2:
-      return math.nan
+      return None
     return float(bits_per_dim(self.nats.std(ddof=1), self.num_dims) / math.sqrt(self.num_images))
 
-  def as_dict(self) -> dict[str, float]:
+  def __str__(self):
+    error = '' if self.standard_error is None else f' +- {self.standard_error:.4f}'
+    return f'{self.bits_per_dim:.4f}{error} bits/dim on {self.num_images} images'
+
+  def as_dict(self) -> dict[str, float | None]:
     return {'bits_per_dim': self.bits_per_dim, 'standard_error': self.standard_error, 'num_images': self.num_images}
+
+
+def write_whole(path: epath.Path, text: str) -> None:
+  """Writes a small file so that a crash leaves the old one or the new one, never half of it."""
+  part = path.with_name(path.name + '.part')
+  part.write_text(text)
+  part.replace(path)
 
 
 class MetricsLog:
   """Appends to `metrics.jsonl` and TensorBoard in a workdir.
 
-  Opening it for a run that goes on from `step` removes the lines past that step: the
-  run is about to write them again.
+  Opening it keeps those earlier lines for which `keep(line)` is true, and removes those
+  that a run going on from a checkpoint will write again.
   """
 
-  def __init__(self, workdir: epath.Path, step: int = 0):
+  def __init__(self, workdir: epath.Path, keep: Callable[[dict[str, Any]], bool] = lambda line: True):
     self._path = workdir / 'metrics.jsonl'
-    kept = [line for line in read_metrics(workdir) if line['step'] <= step]
-    self._path.write_text(''.join(json.dumps(line) + '\n' for line in kept))
-    self._board = tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1 if step else None)
+    kept = [line for line in read_metrics(workdir) if keep(line)]
+    write_whole(self._path, ''.join(json.dumps(line) + '\n' for line in kept))
+    next_step = max((line['step'] for line in kept), default=-1) + 1
+    self._board = tensorboardX.SummaryWriter(str(workdir), purge_step=next_step)
 
   def write(self, step: int, split: str, **values: float) -> None:
     """One line, with `step` and `split` first."""
     with self._path.open('a') as file:
       file.write(json.dumps({'step': step, 'split': split, **values}) + '\n')
     for name, value in values.items():
+      if value is None:
+        continue
       self._board.add_scalar(f'{split}/{name}', value, step)
 
   def write_picture(self, step: int, name: str, picture: np.ndarray) -> None:
@@ -119,7 +134,7 @@ def write_results(workdir: epath.Path, config: Config, *, params: Any, step: int
       'training_seconds': training_seconds(workdir),
       **environment(),
   }
-  (workdir / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
+  write_whole(workdir / 'results.json', json.dumps(results, indent=2) + '\n')
 
 
 def environment() -> dict[str, Any]:

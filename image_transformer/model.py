@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from image_transformer import attention
 from image_transformer.config import ImageSpec, ModelConfig, check
 from image_transformer.embeddings import Coordinates, IntensityEmbedding, PixelEmbedding, Table, official_init
+from image_transformer.errors import InputError
 from image_transformer.layout import BlockLayout, block_layout
 from image_transformer.likelihoods import Likelihood, make_likelihood
 from image_transformer.transformer import Layer, layer_norm
@@ -65,6 +66,8 @@ class ImageTransformer(nn.Module):
 
   def values(self, images: jax.Array) -> jax.Array:
     """Images [B, H, W, C] -> int32 values [B, positions, values per position] in raster order."""
+    if not jnp.issubdtype(images.dtype, jnp.integer):
+      raise InputError(f'Images are {images.dtype}, but must be integers in 0..{self.spec.levels - 1}.')
     return images.astype(jnp.int32).reshape(images.shape[0], -1, self.likelihood.values_per_position)
 
   def embed(self, previous: jax.Array, previous_index: jax.Array, index: jax.Array,

@@ -9,15 +9,16 @@ import jax
 
 from image_transformer import config as config_lib
 from image_transformer import data
-from image_transformer.checkpoints import Checkpoints
+from image_transformer.checkpoints import Checkpoints, latest_step
 from image_transformer.config import Config
 from image_transformer.errors import InputError
+from image_transformer.metrics import write_whole
 from image_transformer.model import ImageTransformer, make_model
 from image_transformer.optimizers import make_optimizer
 from image_transformer.train import init_state
 
 # What a run may change on the way; everything else defines it.
-_FREE = ('data_dir', 'eval', 'sample', 'train.steps', 'train.log_every', 'train.checkpoint_every',
+_FREE = ('data_dir', 'eval', 'sample', 'model.remat', 'train.steps', 'train.log_every', 'train.checkpoint_every',
          'train.keep_checkpoints', 'train.eval_every', 'train.sample_every')
 
 
@@ -39,30 +40,33 @@ def read_config(workdir: epath.PathLike) -> Config:
   path = epath.Path(workdir) / 'config.json'
   try:
     return config_lib.from_dict(json.loads(path.read_text()))
-  except FileNotFoundError as error:
+  except (FileNotFoundError, NotADirectoryError) as error:
     raise InputError(f'There is no {path}: --workdir must be the folder of a run.') from error
   except ValueError as error:
     raise InputError(f'{path} cannot be used: {error}') from error
 
 
 def write_config(workdir: epath.Path, config: Config) -> None:
-  """Writes config.json, in a new workdir or over one of the same run.
+  """Writes config.json, in a new workdir, over one of the same run, or over one that never got to a checkpoint.
 
   Raises:
     InputError: if the workdir holds another run; nothing is changed then.
   """
   if (workdir / 'config.json').exists():
-    _check_same_run(workdir, read_config(workdir), config)
+    if latest_step(workdir) is not None:
+      _check_same_run(workdir, read_config(workdir), config)
   elif workdir.exists() and any(workdir.iterdir()):
     raise InputError(f'{workdir} is not empty and holds no run; choose another --workdir.')
   workdir.mkdir(parents=True, exist_ok=True)
-  (workdir / 'config.json').write_text(json.dumps(dataclasses.asdict(config), indent=2) + '\n')
+  write_whole(workdir / 'config.json', json.dumps(dataclasses.asdict(config), indent=2) + '\n')
 
 
 def _check_same_run(workdir, old, new):
   old, new = _flatten(dataclasses.asdict(old)), _flatten(dataclasses.asdict(new))
+  # A cosine ends at the last step, so there the number of steps shapes the whole run.
+  free = set(_FREE) - ({'train.steps'} if new['optimizer.schedule'] == 'cosine' else set())
   changed = [f'{field} ({old[field]} there, {new[field]} here)' for field in old
-             if old[field] != new[field] and field not in _FREE and field.split('.')[0] not in _FREE]
+             if old[field] != new[field] and not free & {field, field.split('.')[0]}]
   if changed:
     raise InputError(f'{workdir} holds another run: {", ".join(changed)}. Choose another --workdir.')
 

@@ -66,7 +66,7 @@ def sample(model: ImageTransformer, variables: Any, keys: jax.Array, labels: jax
 
 
 def make_sampler(model: ImageTransformer, batch_size: int) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
-  """Compiles once; returns draw(params, seed, num_images, labels, temperature).
+  """Compiles at the first call; returns draw(params, seed, num_images, labels, temperature).
 
   Args of the result:
     params: the parameters, one copy on every device (`devices.replicate`).

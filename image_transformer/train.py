@@ -15,7 +15,7 @@ import optax
 from tqdm import tqdm
 
 from image_transformer import data, devices, pictures
-from image_transformer.checkpoints import Checkpoints
+from image_transformer.checkpoints import Checkpoints, latest_step
 from image_transformer.config import Config, check
 from image_transformer.errors import InputError
 from image_transformer.evaluate import Evaluation, make_evaluator
@@ -36,7 +36,9 @@ class TrainState(struct.PyTreeNode):
   params: Any
   ema_params: Any  # averaged parameters; None where there are none
   opt_state: Any
-  window_nats: jax.Array  # summed losses since the last logged step, so that logs survive a restart
+  # Sum and number of the losses since the last logged step, so that logs survive a restart.
+  window_loss: jax.Array
+  window_steps: jax.Array
 
   def eval_params(self, ema: bool) -> Any:
     return self.ema_params if ema and self.ema_params is not None else self.params
@@ -49,7 +51,8 @@ def init_state(model: ImageTransformer, optimizer: optax.GradientTransformation,
   params = jax.jit(model.init)(jax.random.key(config.seed), images, labels)['params']
   return TrainState(step=jnp.zeros((), jnp.int32), params=params,
                     ema_params=jax.tree.map(jnp.copy, params) if config.train.ema_decay else None,
-                    opt_state=optimizer.init(params), window_nats=jnp.zeros(()))
+                    opt_state=optimizer.init(params), window_loss=jnp.zeros(()),
+                    window_steps=jnp.zeros((), jnp.int32))
 
 
 def make_train_step(model: ImageTransformer, optimizer: optax.GradientTransformation,
@@ -88,10 +91,11 @@ def make_train_step(model: ImageTransformer, optimizer: optax.GradientTransforma
       # Early on, an average over so many steps would still be mostly the initial values.
       decay = jnp.minimum(train.ema_decay, (1 + state.step) / (10 + state.step))
       ema_params = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, ema_params, params)
-    into_window = state.step % train.log_every
-    window_nats = jnp.where(into_window == 0, 0, state.window_nats) + loss
-    metrics = {'loss': loss, 'window_loss': window_nats / (into_window + 1), 'grad_norm': optax.tree.norm(grads)}
-    return TrainState(state.step + 1, params, ema_params, opt_state, window_nats), metrics
+    new_window = state.step % train.log_every == 0
+    window_loss = jnp.where(new_window, 0, state.window_loss) + loss
+    window_steps = jnp.where(new_window, 0, state.window_steps) + 1
+    metrics = {'loss': loss, 'window_loss': window_loss / window_steps, 'grad_norm': optax.tree.norm(grads)}
+    return TrainState(state.step + 1, params, ema_params, opt_state, window_loss, window_steps), metrics
 
   return train_step
 
@@ -112,6 +116,9 @@ class Trainer:
     if config.train.batch_size % parts:
       raise InputError(f'train.batch_size is {config.train.batch_size}, but must be a multiple of {parts}: '
                        f'{jax.device_count()} device(s) x train.accumulation = {config.train.accumulation}.')
+    step = latest_step(workdir)
+    check(step is None or step <= config.train.steps, 'train.steps', config.train.steps,
+          f'at least {step}, where the run in {workdir} is')
     self.config = config
     self.workdir = workdir
     self.model = make_model(config.model, data.image_spec(config.dataset))
@@ -143,35 +150,47 @@ class Trainer:
       batches = data.train_batches(
           self.train_source, batch_size=train.batch_size, seed=self.config.seed, start_step=start, flip=train.flip,
           process_index=jax.process_index(), process_count=jax.process_count())
-      state = devices.replicate(state)
-      # The last step dispatched: the devices work on it while the host reads the one before.
-      pending = None
-      for step in range(start + 1, train.steps + 1):
-        state, metrics = self._step(state, devices.split(next(batches)))
-        if pending:
-          self._log_step(*pending, checkpoints.latest_step)
-        pending = step, metrics
-        save = _due(step, train.checkpoint_every) or step == train.steps
-        evaluate = _due(step, train.eval_every) and step < train.steps
-        draw = _due(step, train.sample_every) and step < train.steps
-        # Queued steps of several CPU devices can dead-lock, so there every step is waited for.
-        if save or evaluate or draw or jax.default_backend() == 'cpu':
-          self._log_step(*pending, checkpoints.latest_step)
-          pending = None
-        if save:
-          checkpoints.save(step, devices.unreplicate(state))
-        if evaluate:
-          self._log_evaluation(step, state, min(self.config.eval.num_images_during_training, len(self.eval_source)))
-        if draw:
-          self._log_samples(step, state)
-      self._progress.close()
-      self._log_samples(train.steps, state)
-      evaluation = self._log_evaluation(train.steps, state, self.config.eval.num_images)
-      self._log.close()
-    return evaluation
+      try:
+        state = self._train(devices.replicate(state), start, batches, checkpoints)
+        self._progress.close()
+        self._log_samples(train.steps, state)
+        return self._log_evaluation(train.steps, state, self.config.eval.num_images)
+      finally:
+        self._progress.close()
+        self._log.close()
+
+  def _train(self, state, start, batches, checkpoints):
+    train = self.config.train
+    # The last step dispatched: the devices work on it while the host reads the one before.
+    pending = None
+    for step in range(start + 1, train.steps + 1):
+      state, metrics = self._step(state, devices.split(next(batches)))
+      if pending:
+        self._log_step(*pending, checkpoints.latest_step)
+      pending = step, metrics
+      save = _due(step, train.checkpoint_every) or step == train.steps
+      evaluate = _due(step, train.eval_every) and step < train.steps
+      draw = _due(step, train.sample_every) and step < train.steps
+      # Queued steps of several CPU devices can dead-lock, so there every step is waited for.
+      if save or evaluate or draw or jax.default_backend() == 'cpu':
+        self._log_step(*pending, checkpoints.latest_step)
+        pending = None
+      paused = time.time()
+      if evaluate:
+        self._log_evaluation(step, state, min(self.config.eval.num_images_during_training, len(self.eval_source)))
+      if draw:
+        self._log_samples(step, state)
+      # Last, so that what a step logs is never missing from a run that goes on from it.
+      if save:
+        checkpoints.save(step, devices.unreplicate(state))
+      self._logged_at += time.time() - paused
+    return state
 
   def _begin_logs(self, start):
-    self._log = MetricsLog(self.workdir, start)
+    steps = self.config.train.steps
+    # Lines past the restored step will be written again, and so will the final evaluation.
+    self._log = MetricsLog(self.workdir, keep=lambda line: line['step'] < start or (
+        line['step'] == start and (line['split'] == 'train' or start < steps)))
     self._log.write_text('config', f'```\n{json.dumps(dataclasses.asdict(self.config), indent=2)}\n```')
     self._progress = tqdm(total=self.config.train.steps, initial=start, unit='step', desc='train')
     self._began = time.time() - training_seconds(self.workdir)
@@ -183,7 +202,8 @@ class Trainer:
     if not (math.isfinite(metrics['loss']) and math.isfinite(metrics['grad_norm'])):
       kept = f'the checkpoint of step {saved_step} is kept' if saved_step is not None else 'no checkpoint was saved yet'
       raise NonFiniteError(f'Step {step}: the loss is {metrics["loss"]} and the gradient norm {metrics["grad_norm"]}. '
-                           f'Stopped; {kept}. Lower optimizer.learning_rate or set optimizer.clip_norm.')
+                           f'Stopped; {kept}. In a new --workdir, lower optimizer.learning_rate or set '
+                           'optimizer.clip_norm.')
     self._progress.update(step - self._progress.n)
     if _due(step, self.config.train.log_every) or step == self.config.train.steps:
       now = time.time()

@@ -118,6 +118,13 @@ def test_bad_input_is_one_line_and_leaves_nothing(call, tmp_path, arguments, nam
   assert not workdir.exists()
 
 
+def test_a_file_is_no_workdir(call, tmp_path):
+  (tmp_path / 'file').write_text('')
+  for arguments in (['--mode=eval'], ['--config=configs/digits.py', f'--config.data_dir={tmp_path / "data"}']):
+    code, printed = call(*arguments, f'--workdir={tmp_path / "file"}')
+    assert code == 2 and 'Traceback' not in printed
+
+
 def test_a_folder_that_is_not_a_run_is_left_alone(call, tmp_path):
   (tmp_path / 'thesis.tex').write_text('years of work')
   code, printed = call('--config=configs/digits.py', f'--config.data_dir={tmp_path / "data"}', f'--workdir={tmp_path}')

@@ -69,6 +69,7 @@ def test_a_restarted_run_is_the_undisturbed_run_bit_for_bit(make_config, tmp_pat
   run(config, whole)
   run(make_config(train={'steps': 4, 'eval_every': 0}), parts)
   run(config, parts)
+  run(config, parts)  # finished: draws and evaluates again, and logs nothing twice
   jax.tree.map(np.testing.assert_array_equal, saved_state(config, whole), saved_state(config, parts))
   # The shorter run also logged its own end, at step 4.
   both = [line for line in lines(whole) if line['step'] > 4]
@@ -82,7 +83,7 @@ def test_lines_past_the_restored_step_are_removed(tmp_path):
     log.write(step, 'train', bits_per_dim=step)
   log.close()
   (tmp_path / 'metrics.jsonl').open('a').write('{"step": 4, "spl')  # a crash while writing
-  metrics.MetricsLog(epath.Path(tmp_path), step=2).close()
+  metrics.MetricsLog(epath.Path(tmp_path), keep=lambda line: line['step'] <= 2).close()
   assert [line['step'] for line in metrics.read_metrics(epath.Path(tmp_path))] == [1, 2]
 
 
@@ -145,13 +146,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(make_c
 
 def test_another_run_is_not_overwritten(make_config, tmp_path):
   workdir = epath.Path(tmp_path / 'run')
-  runs.write_config(workdir, make_config())
+  runs.write_config(workdir, make_config(model={'num_layers': 2}))
+  runs.write_config(workdir, make_config())  # no checkpoint yet, so nothing is lost
+  (workdir / 'checkpoints' / '4').mkdir(parents=True)
   before = (workdir / 'config.json').read_text()
   with pytest.raises(InputError, match=r'model.num_heads \(2 there, 4 here\)'):
     runs.write_config(workdir, make_config(model={'num_heads': 4}))
   assert (workdir / 'config.json').read_text() == before
   runs.write_config(workdir, make_config(train={'steps': 9}, eval={'num_images': 3}))
   assert json.loads((workdir / 'config.json').read_text())['train']['steps'] == 9
+  with pytest.raises(InputError, match='train.steps is 3, but must be at least 4'):
+    Trainer(make_config(train={'steps': 3}), workdir)
   (tmp_path / 'other').mkdir()
   (tmp_path / 'other' / 'thesis.tex').write_text('')
   with pytest.raises(InputError, match='not empty'):

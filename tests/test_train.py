@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from image_transformer import config as config_lib
-from image_transformer import data, metrics, runs
+from image_transformer import data, devices, metrics, runs
 from image_transformer.checkpoints import Checkpoints
 from image_transformer.errors import InputError
 from image_transformer.model import make_model
 from image_transformer.optimizers import learning_rate, make_optimizer
-from image_transformer.train import NonFiniteError, Trainer, init_state
+from image_transformer.train import NonFiniteError, Trainer, init_state, make_train_step
 
 
 @pytest.fixture(scope='module')
@@ -29,6 +29,7 @@ def make_config(data_dir):
 
   def make(**sections):
     base = {
+        'seed': 0,
         'data_dir': data_dir,
         'dataset': 'digits',
         'model': {'query_block': (16,), 'memory_flange': (16,), 'num_layers': 1, 'hidden_size': 16, 'num_heads': 2,
@@ -75,6 +76,25 @@ def test_a_restarted_run_is_the_undisturbed_run_bit_for_bit(make_config, tmp_pat
   both = [line for line in lines(whole) if line['step'] > 4]
   assert both == [line for line in lines(parts) if line['step'] > 4]
   assert {line['split'] for line in both} == {'train', 'test'}
+
+
+def test_dropout_is_a_function_of_seed_and_step(make_config):
+  images = np.random.default_rng(0).integers(17, size=(8, 8, 8, 1)).astype(np.uint8)
+  batch = devices.split({'image': images, 'label': np.zeros(8, np.int32)})
+
+  def losses(seed, steps):
+    config = make_config(seed=seed, model={'dropout': 0.5})
+    model = make_model(config.model, data.image_spec('digits'))
+    optimizer = make_optimizer(config.optimizer, 1)
+    step = devices.pmap(make_train_step(model, optimizer, config))
+    # The same parameters for every seed.
+    state = init_state(model, optimizer, make_config(model={'dropout': 0.5}))
+    return [float(devices.unreplicate(step(devices.replicate(state.replace(step=jnp.int32(n))), batch)[1]['loss']))
+            for n in steps]
+
+  first, second, again = losses(0, [3, 4, 3])
+  assert first == again != second
+  assert losses(1, [3]) != [first]
 
 
 def test_lines_past_the_restored_step_are_removed(tmp_path):

@@ -33,7 +33,9 @@ def noam_peak(learning_rate: float, hidden_size: int, warmup_steps: int = 4_000)
 
 def cifar10_smoke(*, query_block: tuple[int, ...], memory_flange: tuple[int, ...], num_steps: int,
                   batch_size: int, embedding_gain: float = 1.0) -> dict[str, Any]:
-  """The small form of the CIFAR-10 models: few, narrow layers and short blocks learn most per CPU minute."""
+  """The small form of the CIFAR-10 models, for one device: few, narrow layers, short blocks and small batches
+  learn most per CPU minute. With several devices, set `train.batch_size` to a multiple of their number.
+  """
   return {
       'model.query_block': query_block,
       'model.memory_flange': memory_flange,

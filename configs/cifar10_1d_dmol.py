@@ -3,12 +3,12 @@
   python main.py --config=configs/cifar10_1d_dmol.py
 
 Hardware: 8 devices with 8 images each give the original's batch; its code reports just under
-4 days on 8 P100 for a variant of 14 layers. Expected: 2.90 bits/dim (paper, table 4); ours:
-not measured. A position is a pixel, so a block of 256 is 8 rows of the image.
+4 days on 8 P100 for a variant of 14 layers; ours: not measured. Expected: 2.90 bits/dim (paper,
+table 4); ours: not measured. A position is a pixel, so a block of 256 is 8 rows of the image.
 
   python main.py --config=configs/cifar10_1d_dmol.py:smoke --config.data_dir=$DATA_DIR
 
-Under 10 minutes on 2 CPU cores: see the results table of README.md.
+5 minutes on 2 CPU cores; 4.03 bits/dim on 1,017 test images after training on 8,068 (results/).
 """
 
 from configs import base

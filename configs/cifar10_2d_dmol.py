@@ -2,11 +2,12 @@
 
   python main.py --config=configs/cifar10_2d_dmol.py
 
-Hardware: 8 devices with 8 images each, as for 1D. Time and bits/dim: not measured.
+Hardware: 8 devices with 8 images each, as for 1D. Time: not measured. Expected: nothing was
+published; ours: not measured.
 
   python main.py --config=configs/cifar10_2d_dmol.py:smoke --config.data_dir=$DATA_DIR
 
-Minutes on 2 CPU cores: see the results table of README.md.
+6 minutes on 2 CPU cores; 4.28 bits/dim on 1,017 test images after training on 8,068 (results/).
 """
 
 from configs import base, cifar10_1d_dmol

@@ -15,13 +15,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from absl import app
 from absl import flags
-import jax
 from ml_collections import config_flags
 import numpy as np
 
 from image_transformer import config as config_lib
 from image_transformer import data, devices, metrics
-from image_transformer.model import make_model
+from image_transformer.model import init_params, make_model
 from image_transformer.sampling import make_sampler
 
 _CONFIG = config_flags.DEFINE_config_file('config', 'configs/cifar10_1d.py')
@@ -49,10 +48,8 @@ def measure(model, params, batch_size: int, num_runs: int) -> dict:
 def main(argv):
   del argv
   config = config_lib.from_dict(_CONFIG.value.to_dict())
-  spec = data.image_spec(config.dataset)
-  model = make_model(config.model, spec)
-  images, labels = np.zeros((1, *spec.shape), np.uint8), np.zeros(1, np.int32)
-  params = devices.replicate(jax.jit(model.init)(jax.random.key(config.seed), images, labels)['params'])
+  model = make_model(config.model, data.image_spec(config.dataset))
+  params = devices.replicate(init_params(model, config.seed))
   rows = []
   print(f'{"batch":>6} {"s/image":>9} {"images/s":>9}')
   for batch_size in map(int, _BATCH_SIZES.value):

@@ -161,6 +161,12 @@ def make_model(config: ModelConfig, spec: ImageSpec) -> ImageTransformer:
   return model
 
 
+def init_params(model: ImageTransformer, seed: int) -> dict[str, Any]:
+  """Initial parameters, a function of the seed."""
+  images, labels = jnp.zeros((1, *model.spec.shape), jnp.uint8), jnp.zeros(1, jnp.int32)
+  return jax.jit(model.init)(jax.random.key(seed), images, labels)['params']
+
+
 @functools.lru_cache
 def _layout(spec, values_per_position, query_block, memory_flange):
   """Cached: a layout computes its arrays once."""

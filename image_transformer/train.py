@@ -20,7 +20,7 @@ from image_transformer.config import Config, check
 from image_transformer.errors import InputError
 from image_transformer.evaluate import Evaluation, make_evaluator
 from image_transformer.metrics import MetricsLog, bits_per_dim, training_seconds
-from image_transformer.model import ImageTransformer, make_model
+from image_transformer.model import ImageTransformer, init_params, make_model
 from image_transformer.optimizers import learning_rate, make_optimizer
 from image_transformer.sampling import class_rows, make_sampler
 
@@ -46,9 +46,7 @@ class TrainState(struct.PyTreeNode):
 
 def init_state(model: ImageTransformer, optimizer: optax.GradientTransformation, config: Config) -> TrainState:
   """A state before the first step; parameters are drawn from `config.seed`."""
-  images = jnp.zeros((1, *model.spec.shape), jnp.uint8)
-  labels = jnp.zeros(1, jnp.int32)
-  params = jax.jit(model.init)(jax.random.key(config.seed), images, labels)['params']
+  params = init_params(model, config.seed)
   return TrainState(step=jnp.zeros((), jnp.int32), params=params,
                     ema_params=jax.tree.map(jnp.copy, params) if config.train.ema_decay else None,
                     opt_state=optimizer.init(params), window_loss=jnp.zeros(()),

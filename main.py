@@ -3,12 +3,16 @@
   python main.py --config=configs/cifar10_2d.py [--workdir=DIR] [--config.FIELD=VALUE ...]
   python main.py --mode=eval --workdir=DIR
   python main.py --mode=sample --workdir=DIR --num_samples=100 --temperature=0.9
+  python main.py --mode=complete --workdir=DIR --input=FILE_OR_FOLDER --keep=16
+  python main.py --mode=superres --workdir=DIR --input=FILE_OR_FOLDER --temperature=1.0,0.9,0.8
+  python main.py --mode=table --workdir=runs
 
 A workdir that exists is gone on with. Later modes read the run's configuration from its
 workdir; --config given as well must be the same run's, and wins in fields that do not
 define the run. What is wrong with the input is said in one line, with exit code 2.
 """
 
+from collections.abc import Iterator
 import math
 import os
 import re
@@ -30,77 +34,183 @@ from etils import epath
 from ml_collections import config_flags
 import numpy as np
 
+from configs import paper
 from image_transformer import config as config_lib
-from image_transformer import data, devices, pictures, runs
+from image_transformer import data, devices, pictures, runs, superres, tables
 from image_transformer.config import check
 from image_transformer.errors import InputError
 from image_transformer.evaluate import make_evaluator
+from image_transformer.inputs import read_inputs
 from image_transformer.metrics import Evaluation, write_results
-from image_transformer.sampling import class_rows, make_sampler
+from image_transformer.sampling import class_rows, make_sampler, positions_in_rows
 from image_transformer.train import NonFiniteError, Trainer
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, such as configs/digits.py or its :smoke.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run. Default: runs/<name of the configuration>.')
-_MODE = flags.DEFINE_string('mode', 'train', 'What to do: train, eval or sample.')
-_NUM_SAMPLES = flags.DEFINE_integer('num_samples', None, 'sample: how many images. Default: sample.num_images.')
-_TEMPERATURE = flags.DEFINE_float('temperature', None, 'sample: default sample.temperature.')
-_LABELS = flags.DEFINE_list('labels', None, 'sample: classes, repeated to the number of images. Default: rows of each.')
-_SEED = flags.DEFINE_integer('seed', 0, 'sample: of the images drawn.')
-_NPZ = flags.DEFINE_bool('npz', False, 'sample: also write images, labels and log-probabilities as .npz.')
+_MODE = flags.DEFINE_string('mode', 'train', 'What to do: train, eval, sample, complete, superres or table.')
+_AVERAGE = flags.DEFINE_integer('average_checkpoints', 1, 'Use the mean of the parameters of so many checkpoints, the '
+                                'newest (not for train).')
+_NUM_SAMPLES = flags.DEFINE_integer('num_samples', None, 'sample: how many images. Default: sample.num_images. '
+                                    'complete, superres: how many of each input. Default: 4.')
+_TEMPERATURE = flags.DEFINE_list('temperature', None, 'sample, complete, superres: one, or several separated by '
+                                 'commas. Default: sample.temperature.')
+_LABELS = flags.DEFINE_list('labels', None, 'sample, complete, superres: classes, repeated to the number of images. '
+                            'Default: rows of each, or those of the inputs.')
+_SEED = flags.DEFINE_integer('seed', 0, 'sample, complete, superres: of the images drawn.')
+_NPZ = flags.DEFINE_bool('npz', False, 'sample, complete, superres: also write all arrays as .npz.')
+_INPUT = flags.DEFINE_string('input', None, 'complete, superres: an image or a folder of them. Default: eval.split.')
+_NUM_INPUTS = flags.DEFINE_integer('num_inputs', 8, 'complete, superres: the first so many inputs; 0: all.')
+_KEEP = flags.DEFINE_integer('keep', None, 'complete: how many rows of each input are given.')
+_CSV = flags.DEFINE_bool('csv', False, 'table: as CSV, not Markdown.')
 
 
 def train() -> None:
   workdir = _workdir()
-  config = _given_config() or runs.read_config(workdir)
+  asked_for = _given_config() or runs.read_config(workdir)
+  config = data.with_stand_in(asked_for)
+  if config.dataset != asked_for.dataset:
+    print(f'{asked_for.dataset} is neither here nor to be had: training on generated images. This is no result.')
   trainer = Trainer(config, workdir)
+  _print_note(config)
   runs.write_config(workdir, config)
   evaluation = trainer.run()
-  _report(workdir, runs.load(workdir, config), evaluation)
+  _report(runs.load(workdir, config), evaluation)
 
 
 def evaluate() -> None:
-  run = runs.load(_workdir(), _given_config())
-  source = data.open_split(run.config.dataset, run.config.eval.split, run.config.data_dir)
+  run = _load()
+  _print_note(run.config)
+  source = data.open_split(run.config, run.config.eval.split)
   params = devices.replicate(run.variables['params'])
-  evaluation = make_evaluator(run.model, run.config.eval.batch_size)(params, source, run.config.eval.num_images)
-  _report(_workdir(), run, evaluation)
+  _report(run, make_evaluator(run.model, run.config.eval.batch_size)(params, source, run.config.eval.num_images))
 
 
-def _report(workdir: epath.Path, run: runs.Run, evaluation: Evaluation) -> None:
-  train_source = data.open_split(run.config.dataset, run.config.train.split, run.config.data_dir)
-  write_results(workdir, run.config, params=run.variables, step=run.step, num_train_images=len(train_source),
-                evaluation=evaluation)
-  print(f'{evaluation} of {run.config.dataset} {run.config.eval.split}, step {run.step}. In {workdir}: results.json')
+def _report(run: runs.Run, evaluation: Evaluation) -> None:
+  workdir, config = _workdir(), run.config
+  write_results(workdir, config, params=run.variables, step=run.step, evaluation=evaluation,
+                num_train_images=data.num_images(config, config.train.split), num_checkpoints=_AVERAGE.value)
+  print(f'{evaluation} of {config.dataset} {config.eval.split}, step {run.step}. In {workdir}: results.json')
+
+
+def _print_note(config: config_lib.Config) -> None:
+  if data.note(config):
+    print(data.note(config))
 
 
 def sample() -> None:
-  run = runs.load(_workdir(), _given_config())
-  number = run.config.sample.num_images if _NUM_SAMPLES.value is None else _NUM_SAMPLES.value
-  temperature = run.config.sample.temperature if _TEMPERATURE.value is None else _TEMPERATURE.value
-  check(number > 0, '--num_samples', number, 'positive')
-  check(temperature > 0 and math.isfinite(temperature), '--temperature', temperature, 'positive')
-  check(0 <= _SEED.value < 2**32, '--seed', _SEED.value, 'in 0..2^32-1')
-  labels, columns = class_rows(run.model, number)
-  if _LABELS.value is not None:
-    labels = np.resize(_check_labels(run, _LABELS.value), number)
+  run = _load()
+  check('low_res' not in run.model.conditions, '--mode', 'sample', 'superres: this model enlarges images')
+  number = _NUM_SAMPLES.value or run.config.sample.num_images
+  given, columns = class_rows(run.model, number)
+  given = given | _labels(run, number)
   draw = make_sampler(run.model, run.config.sample.batch_size)
-  images, log_probs = draw(devices.replicate(run.variables['params']), _SEED.value, number, labels, temperature)
-  path = _workdir() / 'samples' / f'{run.step:07d}_seed{_SEED.value}_temperature{temperature:g}.png'
-  pictures.write_png(path, pictures.grid(images, run.model.spec.levels, columns))
+  for temperature in _temperatures(run):
+    images, log_probs = draw(devices.replicate(run.variables['params']), _SEED.value, number, given, temperature)
+    picture = pictures.grid(images, run.model.spec.levels, columns)
+    _write(run, '', temperature, picture, images=images, log_probs=log_probs, **given)
+
+
+def complete() -> None:
+  check(_KEEP.value is not None, '--keep', None, 'the number of rows that are given')
+  run = _load()
+  num_kept = positions_in_rows(run.model, _KEEP.value)
+  inputs = _inputs(run)
+  check('image' in inputs, '--input', _INPUT.value, 'images of the size that the model generates, or larger')
+  hidden = np.arange(run.model.spec.height)[:, None, None] >= _KEEP.value
+  shown = np.where(hidden, run.model.spec.levels // 4, inputs['image'])
+  for temperature, samples, log_probs in _draw_of_each(run, inputs, num_kept):
+    columns = [shown, *np.moveaxis(samples, 1, 0), inputs['image']]
+    picture = pictures.strips(columns, run.model.spec.levels)
+    _write(run, f'_keep{_KEEP.value}', temperature, picture, samples=samples, log_probs=log_probs, **inputs)
+
+
+def super_resolve() -> None:
+  run = _load()
+  check('low_res' in run.model.conditions, '--mode', 'superres', 'another: this model does not enlarge images')
+  _print_note(run.config)
+  inputs, levels = _inputs(run), run.model.spec.levels
+  low_res, originals = inputs['low_res'], inputs.get('image')
+  bicubic = superres.bicubic(low_res, *run.model.spec.shape[:2], levels)
+  measures = {'bicubic': superres.measure(low_res, bicubic[:, None], originals, levels)}
+  for temperature, samples, log_probs in _draw_of_each(run, inputs):
+    measures[f'temperature {temperature:g}'] = superres.measure(low_res, samples, originals, levels)
+    picture = superres.strips(low_res, samples, originals, levels)
+    _write(run, '_superres', temperature, picture, samples=samples, log_probs=log_probs, **inputs)
+  evaluation = None
+  if originals is not None:
+    elements = [dict(zip(inputs, values)) for values in zip(*inputs.values())]
+    params = devices.replicate(run.variables['params'])
+    evaluation = make_evaluator(run.model, run.config.eval.batch_size)(params, elements)
+    print(f'{evaluation}, each given its small form')
+  print(superres.table(measures))
+  path = _workdir() / ('samples/superres.json' if _INPUT.value else 'superres.json')
+  superres.write_report(path, measures, evaluation, dataset=run.config.dataset, step=run.step,
+                        source=_INPUT.value or run.config.eval.split, num_samples=samples.shape[1], seed=_SEED.value)
   print(f'Wrote {path}')
-  if _NPZ.value:
-    arrays = {'images': images, 'log_probs': log_probs} | ({} if labels is None else {'labels': labels})
-    with path.with_suffix('.npz').open('wb') as file:
-      np.savez_compressed(file, **arrays)
-    print(f'Wrote {path.with_suffix(".npz")}')
 
 
-def _check_labels(run, words):
-  classes = run.model.spec.num_classes
+def table() -> None:
+  entries = [tables.Entry(row, row.config and paper.load(row.config), row.config and paper.load(paper.smoke(row.config)))
+             for row in paper.ROWS]
+  print(tables.render(entries, tables.collect(epath.Path(_WORKDIR.value or 'runs').expanduser()), as_csv=_CSV.value))
+
+
+def _load() -> runs.Run:
+  check(_AVERAGE.value > 0, '--average_checkpoints', _AVERAGE.value, 'positive')
+  check(0 <= _SEED.value < 2**32, '--seed', _SEED.value, 'in 0..2^32-1')
+  check(_NUM_SAMPLES.value is None or _NUM_SAMPLES.value > 0, '--num_samples', _NUM_SAMPLES.value, 'positive')
+  check(_NUM_INPUTS.value >= 0, '--num_inputs', _NUM_INPUTS.value, '0 (all) or positive')
+  good = all(re.fullmatch(r'\d*\.?\d+(e-?\d+)?', word) and float(word) > 0 for word in _TEMPERATURE.value or ['1'])
+  check(good and _TEMPERATURE.value != [], '--temperature', ','.join(_TEMPERATURE.value or ()),
+        'one or more positive numbers, separated by commas')
+  return runs.load(_workdir(), _given_config(), _AVERAGE.value)
+
+
+def _inputs(run: runs.Run) -> dict[str, np.ndarray]:
+  inputs = read_inputs(run, _INPUT.value, _NUM_INPUTS.value)
+  inputs |= _labels(run, len(next(iter(inputs.values()))))
+  check('label' in inputs or 'label' not in run.model.conditions, '--labels', None, 'the classes of these images')
+  return inputs
+
+
+def _draw_of_each(run: runs.Run, inputs: dict[str, np.ndarray], num_kept: int = 0) -> Iterator[tuple]:
+  """Yields temperature, samples [inputs, samples, H, W, C] and log-probabilities [inputs, samples]."""
+  num_samples = _NUM_SAMPLES.value or 4
+  draw = make_sampler(run.model, run.config.sample.batch_size, num_kept)
+  params = devices.replicate(run.variables['params'])
+  repeated = {name: np.repeat(values, num_samples, axis=0) for name, values in inputs.items()}
+  given = {name: repeated[name] for name in run.model.conditions}
+  number = len(next(iter(repeated.values())))
+  for temperature in _temperatures(run):
+    images, log_probs = draw(params, _SEED.value, number, given, temperature, repeated['image'] if num_kept else None)
+    yield temperature, images.reshape(-1, num_samples, *images.shape[1:]), log_probs.reshape(-1, num_samples)
+
+
+def _temperatures(run: runs.Run) -> list[float]:
+  return [float(word) for word in _TEMPERATURE.value or [run.config.sample.temperature]]
+
+
+def _labels(run: runs.Run, number: int) -> dict[str, np.ndarray]:
+  """What --labels says, repeated to the number of images."""
+  if _LABELS.value is None:
+    return {}
+  words, classes = _LABELS.value, run.model.spec.num_classes
   check(run.model.config.class_conditional, '--labels', ','.join(words), 'absent: this model has no classes')
   good = words and all(re.fullmatch(r'\d+', word) and int(word) < classes for word in words)
   check(good, '--labels', ','.join(words), f'classes in 0..{classes - 1}, separated by commas')
-  return [int(word) for word in words]
+  return {'label': np.resize(np.array(words, np.int32), number)}
+
+
+def _write(run: runs.Run, kind: str, temperature: float, picture: np.ndarray, **arrays: np.ndarray) -> None:
+  labels = '_labels' + '-'.join(_LABELS.value)[:40] if _LABELS.value else ''
+  name = f'{run.step:07d}{kind}{labels}_seed{_SEED.value}_temperature{temperature:g}'
+  path = _workdir() / 'samples' / f'{name}.png'
+  pictures.write_png(path, picture)
+  print(f'Wrote {path}')
+  if _NPZ.value:
+    with path.with_suffix('.npz').open('wb') as file:
+      np.savez_compressed(file, **arrays)
+    print(f'Wrote {path.with_suffix(".npz")}')
 
 
 def _given_config() -> config_lib.Config | None:
@@ -113,7 +223,7 @@ def _workdir() -> epath.Path:
   if _CONFIG.value is None:
     raise InputError('Nothing to do: give --config=configs/NAME.py, or --workdir=DIR of a run.')
   name = os.path.basename(config_flags.get_config_filename(flags.FLAGS['config']))
-  return epath.Path('runs') / re.sub(r'\.py(:(.*))?$', lambda match: '_' + match[2] if match[2] else '', name)
+  return epath.Path('runs') / re.sub(r'\.py(:(.*))?$', lambda match: '_' + match[2].replace(',', '_') if match[2] else '', name)
 
 
 def _last_line(error: Exception) -> str:
@@ -123,7 +233,8 @@ def _last_line(error: Exception) -> str:
   return re.sub(r"^[\w.]*Error: |(?<=\?)['\"]$", '', text.splitlines()[-1].strip())
 
 
-_MODES = {'train': train, 'eval': evaluate, 'sample': sample}
+_MODES = {'train': train, 'eval': evaluate, 'sample': sample, 'complete': complete, 'superres': super_resolve,
+          'table': table}
 
 
 def main(argv: list[str]) -> int:

@@ -17,6 +17,7 @@ setuptools.setup(
     install_requires=[
         'absl-py',
         'array_record',
+        'dm-pix',
         'etils[epath]',
         'flax>=0.12',
         'grain',

@@ -16,11 +16,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from absl import app
 from absl import flags
 from ml_collections import config_flags
-import numpy as np
 
 from image_transformer import config as config_lib
 from image_transformer import data, devices, metrics
-from image_transformer.model import init_params, make_model
+from image_transformer.model import blank, init_params, make_model
 from image_transformer.sampling import make_sampler
 
 _CONFIG = config_flags.DEFINE_config_file('config', 'configs/cifar10_1d.py')
@@ -32,11 +31,11 @@ _OUT = flags.DEFINE_string('out', None, 'JSON file to write.')
 def measure(model, params, batch_size: int, num_runs: int) -> dict:
   """Seconds of the first call, which compiles, and of the runs after it."""
   draw = make_sampler(model, batch_size)
-  labels = np.zeros(batch_size, np.int32) if model.config.class_conditional else None
+  _, given = blank(model, batch_size)
 
   def timed(seed):
     began = time.perf_counter()
-    draw(params, seed, batch_size, labels)
+    draw(params, seed, batch_size, given)
     return time.perf_counter() - began
 
   first = timed(0)
@@ -48,7 +47,7 @@ def measure(model, params, batch_size: int, num_runs: int) -> dict:
 def main(argv):
   del argv
   config = config_lib.from_dict(_CONFIG.value.to_dict())
-  model = make_model(config.model, data.image_spec(config.dataset))
+  model = make_model(config.model, data.image_spec(config))
   params = devices.replicate(init_params(model, config.seed))
   rows = []
   print(f'{"batch":>6} {"s/image":>9} {"images/s":>9}')

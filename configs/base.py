@@ -31,12 +31,15 @@ def noam_peak(learning_rate: float, hidden_size: int, warmup_steps: int = 4_000)
   return 10 * learning_rate * (hidden_size * warmup_steps)**-0.5
 
 
-def cifar10_smoke(*, query_block: tuple[int, ...], memory_flange: tuple[int, ...], num_steps: int,
-                  batch_size: int, embedding_gain: float = 1.0) -> dict[str, Any]:
-  """The small form of the CIFAR-10 models, for one device: few, narrow layers, short blocks and small batches
+def smoke(*, query_block: tuple[int, ...], memory_flange: tuple[int, ...], num_steps: int, batch_size: int = 2,
+          embedding_gain: float = 1.0, **fields: Any) -> dict[str, Any]:
+  """The small form of the 32x32 models, for one device: few, narrow layers, short blocks and small batches
   learn most per CPU minute. With several devices, set `train.batch_size` to a multiple of their number.
+
+  Without its dataset it runs all the same, on generated images.
   """
   return {
+      'stand_in': True,
       'model.query_block': query_block,
       'model.memory_flange': memory_flange,
       'model.embedding_gain': embedding_gain,
@@ -60,4 +63,5 @@ def cifar10_smoke(*, query_block: tuple[int, ...], memory_flange: tuple[int, ...
       'eval.num_images_during_training': 64,
       'sample.num_images': 20,
       'sample.batch_size': 20,
+      **fields,
   }

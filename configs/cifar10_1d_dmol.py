@@ -28,5 +28,5 @@ FIELDS = {
 
 
 def get_config(variant=''):
-  return base.experiment(variant, FIELDS, smoke=base.cifar10_smoke(
+  return base.experiment(variant, FIELDS, smoke=base.smoke(
       query_block=(32,), memory_flange=(32,), num_steps=3600, batch_size=4, embedding_gain=20.0))

@@ -13,10 +13,13 @@ published; ours: not measured.
 from configs import base, cifar10_1d_dmol
 
 
+FIELDS = {
+    **cifar10_1d_dmol.FIELDS,
+    'model.query_block': (16, 16),
+    'model.memory_flange': (8, 8),
+}
+
+
 def get_config(variant=''):
-  return base.experiment(variant, {
-      **cifar10_1d_dmol.FIELDS,
-      'model.query_block': (16, 16),
-      'model.memory_flange': (8, 8),
-  }, smoke=base.cifar10_smoke(
-      query_block=(4, 8), memory_flange=(4, 4), num_steps=2000, batch_size=4, embedding_gain=20.0))
+  return base.experiment(variant, FIELDS, smoke=base.smoke(
+      query_block=(4, 8), memory_flange=(4, 4), num_steps=1500, batch_size=4, embedding_gain=20.0))

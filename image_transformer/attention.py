@@ -1,7 +1,7 @@
-"""Block-local self-attention, for all positions at once and for one at a time (paper section 3.3).
+"""Block-local self-attention, for all positions at once and for one at a time (paper section 3.3), and full attention.
 
-Shape suffixes: B batch, N blocks, Q slots of a query block, M memory slots of a
-block, R remembered blocks, H heads, K width of a head, 1 a single slot.
+Shape suffixes: B batch, N blocks, Q slots of a query block, M memory slots, R remembered
+blocks, H heads, K width of a head, T any queries.
 """
 
 from collections.abc import Callable
@@ -31,15 +31,25 @@ def local_attention(q_BNQHK: jax.Array, k_BNQHK: jax.Array, v_BNQHK: jax.Array, 
     Padding slots hold finite garbage.
   """
   k_BNMHK, v_BNMHK = _memory_blocks(k_BNQHK, layout), _memory_blocks(v_BNQHK, layout)
-  logits_BNHQM = jnp.einsum('BNQHK,BNMHK->BNHQM', q_BNQHK, k_BNMHK, preferred_element_type=jnp.float32)
   visible_NQM = layout.causal[None] & layout.occupied[:, None]
-  logits_BNHQM = jnp.where(visible_NQM[:, None], logits_BNHQM, _HIDDEN)
-  weights_BNHQM = jnp.exp(logits_BNHQM - jax.lax.stop_gradient(logits_BNHQM.max(axis=-1, keepdims=True)))
+  return _attend(q_BNQHK, k_BNMHK, v_BNMHK, dropout, visible_NQM[:, None])
+
+
+def full_attention(q: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, dropout: Callable) -> jax.Array:
+  """Attends from every query [B, ..., H, K], already scaled, to all of a memory; `local_attention` without a mask."""
+  q_BTHK = q.reshape(q.shape[0], -1, *q.shape[-2:])
+  return _attend(q_BTHK, k_BMHK, v_BMHK, dropout, True).reshape(q.shape)
+
+
+def _attend(q, k, v, dropout, visible):
+  """Queries [..., T, H, K], keys and values [..., M, H, K]; `visible` broadcasts to [..., H, T, M]."""
+  logits = jnp.einsum('...THK,...MHK->...HTM', q, k, preferred_element_type=jnp.float32)
+  logits = jnp.where(visible, logits, _HIDDEN)
+  weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
   # Dividing after the product with the values saves a pass over the weights.
-  total_BNQH = jnp.moveaxis(weights_BNHQM.sum(axis=-1), 2, 3)
-  mixed_BNQHK = jnp.einsum('BNHQM,BNMHK->BNQHK', dropout(weights_BNHQM).astype(v_BNQHK.dtype), v_BNMHK,
-                           preferred_element_type=jnp.float32)
-  return (mixed_BNQHK / total_BNQH[..., None]).astype(v_BNQHK.dtype)
+  total = jnp.swapaxes(weights.sum(axis=-1), -2, -1)
+  mixed = jnp.einsum('...HTM,...MHK->...THK', dropout(weights).astype(v.dtype), v, preferred_element_type=jnp.float32)
+  return (mixed / total[..., None]).astype(v.dtype)
 
 
 def _memory_blocks(x_BNQHK, layout):
@@ -65,12 +75,12 @@ class Cache(NamedTuple):
 
   halo_keys: jax.Array  # [B, H, K, M - Q], of earlier blocks; fixed within a block
   halo_values: jax.Array
-  own_keys: jax.Array  # [B, H, K, Q], of the block itself, filled slot by slot
+  own_keys: jax.Array  # [B, H, K, Q], of the block itself, written slot by slot; the mask hides what is not yet
   own_values: jax.Array
 
 
 class Remembered(NamedTuple):
-  """Keys and values of the last `layout.reach` blocks of one layer, oldest first: [B, H, K, R, Q]."""
+  """Keys and values of one layer [B, H, K, R, Q]: the last `layout.reach` blocks, oldest first, and the current one."""
 
   keys: jax.Array
   values: jax.Array
@@ -98,29 +108,40 @@ def cached_attention(q_BHK: jax.Array, k_BHK: jax.Array, v_BHK: jax.Array, dropo
 
 
 def begin_memory(layout: BlockLayout, shape_BHK: tuple[int, int, int], dtype: jnp.dtype) -> Remembered:
-  """A memory before the first block."""
-  empty = jnp.zeros((*shape_BHK, layout.reach, layout.block_size), dtype)
+  """A memory before the first slot."""
+  empty = jnp.zeros((*shape_BHK, layout.reach + 1, layout.block_size), dtype)
   return Remembered(empty, empty)
 
 
-def begin_block(remembered: Remembered, layout: BlockLayout) -> Cache:
-  """The cache with which a block begins: its halo gathered once, nothing of its own."""
+def remember(k_BNQHK: jax.Array, v_BNQHK: jax.Array, layout: BlockLayout, block: int) -> Remembered:
+  """The memory with which a block begins or goes on, from the keys and values of all slots."""
 
-  own = jnp.zeros((*remembered.keys.shape[:3], layout.block_size), remembered.keys.dtype)
+  def recent(x_BNQHK):
+    x_BNQHK = jnp.pad(x_BNQHK, [(0, 0), (layout.reach, 0)] + [(0, 0)] * 3)  # nothing is before the first block
+    return jnp.transpose(x_BNQHK[:, block:block + layout.reach + 1], (0, 3, 4, 1, 2))
+
+  return Remembered(recent(k_BNQHK), recent(v_BNQHK))
+
+
+def begin_block(remembered: Remembered, layout: BlockLayout) -> Cache:
+  """The cache of the current block: its halo gathered once."""
 
   def halo(x_BHKRQ):
     cells = x_BHKRQ.reshape(*x_BHKRQ.shape[:4], *layout.block, layout.depth)
     parts = [cells[:, :, :, layout.reach - piece.distance, piece.rows, piece.columns]
              .reshape(*x_BHKRQ.shape[:3], -1) for piece in layout.pieces]
-    return jnp.concatenate([own[..., :0], *parts], axis=-1)
+    return jnp.concatenate([x_BHKRQ[..., 0, :0], *parts], axis=-1)
 
-  return Cache(halo(remembered.keys), halo(remembered.values), own, own)
+  return Cache(halo(remembered.keys), halo(remembered.values), remembered.keys[..., -1, :],
+               remembered.values[..., -1, :])
 
 
 def end_block(remembered: Remembered, cache: Cache) -> Remembered:
   """Remembers a finished block and forgets the oldest."""
 
   def push(x_BHKRQ, own_BHKQ):
-    return jnp.concatenate([x_BHKRQ, own_BHKQ[..., None, :]], axis=3)[..., 1:, :]
+    own = own_BHKQ[..., None, :]
+    # What the next block finds in its own slots is stale, but hidden until it is overwritten.
+    return jnp.concatenate([x_BHKRQ[..., :-1, :], own, own], axis=3)[..., 1:, :]
 
   return Remembered(push(remembered.keys, cache.own_keys), push(remembered.values, cache.own_values))

@@ -33,18 +33,23 @@ class Checkpoints:
   def latest_step(self) -> int | None:
     return self._manager.latest_step()
 
+  @property
+  def steps(self) -> list[int]:
+    """Of all checkpoints, the oldest first."""
+    return sorted(self._manager.all_steps())
+
   def save(self, step: int, state: Any) -> None:
     """Starts saving a tree of arrays under a step; does nothing if that step is saved already."""
     if step != self.latest_step:
       self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
 
-  def restore(self, like: Any) -> Any:
-    """The newest state, as host arrays in the structure, shapes and types of `like`.
+  def restore(self, like: Any, step: int | None = None) -> Any:
+    """A state, by default the newest, as host arrays in the structure, shapes and types of `like`.
 
     Raises:
       InputError: if there is none, or it does not fit `like`.
     """
-    step = self.latest_step
+    step = self.latest_step if step is None else step
     if step is None:
       raise InputError(f'There is no checkpoint in {self._folder}; train first with the same --workdir.')
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)

@@ -86,6 +86,13 @@ class ModelConfig:
   # initialisation, coordinates drown them, pixels above all, and short runs learn little.
   embedding_gain: float = 1.0
   class_conditional: bool = False  # adds a class embedding at every position
+  # Super-resolution: the image is generated given itself made smaller by this factor, which an
+  # encoder reads and every decoder layer attends to; 1: none.
+  upscale: int = 1
+  num_encoder_layers: int = 0  # super-resolution only
+  # Gives the small image the coordinates of the large one, and lets every position begin by attending to its own
+  # place there. False: as the original, which has to find it, and in short runs does not.
+  align_encoder: bool = False
   dropout: float = 0.3  # on the embedded input and on every residual branch
   attention_dropout: float = 0.0  # on the attention weights; the original has none
   remat: bool = False  # recompute each layer in the backward pass: less memory, more time
@@ -106,6 +113,15 @@ class ModelConfig:
     _check_ranges('model', self, 'positive', _positive, 'num_mixtures', 'num_layers', 'hidden_size',
                   'num_heads', 'ffn_size', 'embedding_gain')
     _check_ranges('model', self, 'in [0, 1)', _fraction, 'dropout', 'attention_dropout')
+    check(self.upscale >= 1, 'model.upscale', self.upscale, '1 (no super-resolution) or more')
+    if self.upscale > 1:
+      check(self.num_encoder_layers > 0, 'model.num_encoder_layers', self.num_encoder_layers,
+            'positive for super-resolution')
+    else:
+      check(self.num_encoder_layers == 0, 'model.num_encoder_layers', self.num_encoder_layers,
+            '0 without super-resolution (model.upscale = 1)')
+    check(not self.align_encoder or (self.upscale > 1 and self.coordinates == 'sine'), 'model.align_encoder', True,
+          'False without super-resolution (model.upscale = 1) or with learned coordinates')
     check(self.qkv_size >= 0, 'model.qkv_size', self.qkv_size, '0 (model.hidden_size) or positive')
     check(self.qkv_width % self.num_heads == 0, 'model.num_heads', self.num_heads,
           f'a divisor of the query width {self.qkv_width}')
@@ -182,10 +198,28 @@ class SampleConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class FolderConfig:
+  """The dataset `folder`: images of your own, read once and kept in `data_dir`."""
+
+  path: str = ''  # PNG, JPEG or WebP files, in sub-folders too
+  size: tuple[int, ...] = (32, 32)  # height and width to which they are made smaller
+  crop: bool = True  # cut from the centre what has the shape of `size`; False: squeeze the whole image into it
+  test_fraction: float = 0.1  # of the images, kept out of training as the split 'test'
+
+  def __post_init__(self):
+    object.__setattr__(self, 'size', tuple(self.size))
+    check(len(self.size) == 2 and min(self.size) > 0, 'folder.size', self.size, 'a height and a width')
+    check(0 < self.test_fraction < 1, 'folder.test_fraction', self.test_fraction, 'between 0 and 1')
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
   seed: int = 0  # with the step, the source of every random number
   data_dir: str = ''  # where TFDS keeps data; '': $TFDS_DATA_DIR, else ~/tensorflow_datasets
   dataset: str = 'cifar10'  # a name in image_transformer/datasets
+  # Where the dataset is neither there nor to be had, train on generated images of its shape instead. Not a result.
+  stand_in: bool = False
+  folder: FolderConfig = FolderConfig()
   model: ModelConfig = ModelConfig()
   train: TrainConfig = TrainConfig()
   eval: EvalConfig = EvalConfig()

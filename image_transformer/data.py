@@ -7,6 +7,8 @@ parts of every batch, and the parts in order are the batch of a single process.
 """
 
 from collections.abc import Iterator, Sequence
+import contextlib
+import dataclasses
 import difflib
 import os
 from typing import Any
@@ -15,15 +17,18 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
-from image_transformer.config import ImageSpec, check
-from image_transformer.datasets import SOURCES, Source
-from image_transformer.errors import InputError
+from image_transformer.config import Config, ImageSpec, check
+from image_transformer.datasets import SOURCES, Source, stand_in
+from image_transformer.errors import InputError, MissingDataError
+from image_transformer.images import area_resize
 
 Batch = dict[str, np.ndarray]
 
 # One thread keeps a few batches ahead of the step; more would only contend for
 # the interpreter, since records are small and decoded in Python.
 _READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+
+_STAND_IN = 'generated_'  # before a dataset's name: generated images in its place
 
 
 def resolve_data_dir(data_dir: str) -> str:
@@ -32,46 +37,86 @@ def resolve_data_dir(data_dir: str) -> str:
   return os.path.expanduser(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
 
 
-def image_spec(dataset: str) -> ImageSpec:
-  """Returns what the images of `dataset` are; raises InputError for an unknown name."""
-  return _source(dataset).spec
-
-
-def open_split(dataset: str, split: str, data_dir: str) -> Sequence[dict[str, Any]]:
-  """Opens a split, preparing the dataset first where `data_dir` does not hold it.
-
-  Args:
-    dataset: a name in `datasets.SOURCES`.
-    split: a TFDS split expression, such as 'train[:90%]'.
-    data_dir: see `resolve_data_dir`.
-
-  Returns:
-    A random-access source of {'image': uint8 [H, W, C], 'label': int32 []}, the
-    label only where the dataset has classes, in the order of storage.
+def image_spec(config: Config) -> ImageSpec:
+  """Returns what the images of `config.dataset` are, without opening it.
 
   Raises:
+    InputError: for an unknown name, or if `model.upscale` does not divide the images.
+  """
+  spec, upscale = _source(config).spec, config.model.upscale
+  check(spec.height % upscale == 0 and spec.width % upscale == 0, 'model.upscale', upscale,
+        f"a divisor of the image's {spec.height} x {spec.width}")
+  return spec
+
+
+def open_split(config: Config, split: str) -> Sequence[dict[str, Any]]:
+  """Opens a split, preparing the dataset first where it is not in the data directory.
+
+  Args:
+    config: says which dataset, and by `model.upscale` whether images come with themselves made smaller.
+    split: a TFDS split expression, such as 'train[:90%]'.
+
+  Returns:
+    A random-access source of {'image': uint8 [H, W, C], 'label': int32 [], 'low_res':
+    uint8 [H / upscale, W / upscale, C]}, the label only where the dataset has classes,
+    low_res only where upscale > 1, in the order of storage. Where larger images are
+    stored, both image and low_res are the stored one made smaller, as in tensor2tensor.
+
+  Raises:
+    MissingDataError: if the dataset is neither prepared nor to be had.
     InputError: for an unknown dataset or split, an empty split, or a dataset that
       can be neither read nor prepared.
   """
-  source = _source(dataset)
-  data_dir = resolve_data_dir(data_dir)
-  try:
-    builder = _prepare(source, data_dir)
-    _check_split(dataset, builder, split)
-    keys = ('image', 'label') if source.spec.num_classes else ('image',)
+  spec, source = image_spec(config), _source(config)
+  with _errors_in_one_line(config, source):
+    builder = _prepare(source, config)
+    _count(config, builder, split)
     examples = builder.as_data_source(split)
-    images = grain.MapDataset.source(examples).map(lambda example: _element(example, keys))
-    shape = images[0]['image'].shape
-  except InputError:
-    raise
-  except Exception as error:  # TFDS, protobuf and array_record each have their own
-    reason = ' '.join(str(error).split()) or type(error).__name__
-    raise InputError(f'{dataset} cannot be read or prepared in {data_dir}/{source.builder.name} ({reason}); '
-                     'mend or delete that directory, or set data_dir to another.') from error
-  if shape != source.spec.shape:
-    raise InputError(f'{dataset} in {builder.data_path} has images of shape {shape}, '
-                     f'but must have {source.spec.shape}.')
-  return images
+    shape = examples[0]['image'].shape
+  if shape not in (spec.shape, source.stored):
+    raise InputError(f'{config.dataset} in {builder.data_path} has images of shape {shape}, '
+                     f'but must have {source.stored or spec.shape}.')
+  return grain.MapDataset.source(examples).map(lambda example: _element(example, spec, config.model.upscale))
+
+
+def num_images(config: Config, split: str) -> int:
+  """Returns how many images a split expression names; raises as `open_split` does, but opens no records."""
+  source = _source(config)
+  with _errors_in_one_line(config, source):
+    return _count(config, _prepare(source, config), split)
+
+
+def full_size(config: Config, split: str) -> int | None:
+  """Returns how many images the split officially has; None for part of a split, or where there is no such number."""
+  return _source(config).sizes.get(split)
+
+
+def note(config: Config) -> str:
+  """Returns one line that says which data this is, where a reader could be mistaken; '' elsewhere."""
+  source = _source(config)
+  with _errors_in_one_line(config, source):
+    text = source.note(_builder(source, config))
+  return text and f'{config.dataset}: {text}'
+
+
+def with_stand_in(config: Config) -> Config:
+  """Returns `config`, with generated images for its dataset if `config.stand_in` and the dataset is missing.
+
+  The dataset is prepared on the way, if it can be. A damaged one raises InputError: it is never replaced.
+  """
+  if config.stand_in:
+    source = _source(config)
+    try:
+      with _errors_in_one_line(config, source):
+        _prepare(source, config)
+    except MissingDataError:
+      return dataclasses.replace(config, dataset=_STAND_IN + config.dataset)
+  return config
+
+
+def is_stand_in(config: Config) -> bool:
+  """Returns whether the dataset is generated images in place of a missing one: what it gives is no result."""
+  return config.dataset.startswith(_STAND_IN)
 
 
 def train_batches(source: Sequence, *, batch_size: int, seed: int, start_step: int, flip: bool = False,
@@ -90,8 +135,8 @@ def train_batches(source: Sequence, *, batch_size: int, seed: int, start_step: i
     process_count: in how many parts the batch is read.
 
   Returns:
-    An iterator of {'image': uint8 [b, H, W, C], 'label': int32 [b]} as in
-    `source`, b = batch_size / process_count.
+    An iterator of {'image': uint8 [b, H, W, C], 'label': int32 [b], 'low_res': uint8 [b, h, w, C]}
+    as far as `source` has them, b = batch_size / process_count.
 
   Raises:
     InputError: if process_count does not divide batch_size.
@@ -104,7 +149,8 @@ def train_batches(source: Sequence, *, batch_size: int, seed: int, start_step: i
   def load(planned):
     indices, flipped = (array[part] for array in planned)
     batch = _load(source, indices)
-    batch['image'][flipped] = batch['image'][flipped, :, ::-1]
+    for key in batch.keys() & {'image', 'low_res'}:  # making smaller commutes with mirroring
+      batch[key][flipped] = batch[key][flipped, :, ::-1]
     return batch
 
   order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
@@ -126,9 +172,8 @@ def eval_batches(source: Sequence, *, batch_size: int, num_images: int = 0, proc
     process_count: in how many parts each batch is read.
 
   Returns:
-    An iterator of {'image': uint8 [b, H, W, C], 'label': int32 [b], 'mask': bool
-    [b]}, b = batch_size / process_count. Where the mask is false, the image is
-    padding (a copy of the last one) and must not count.
+    An iterator of what `train_batches` yields and 'mask': bool [b]. Where the mask
+    is false, the image is padding (a copy of the last one) and must not count.
 
   Raises:
     InputError: if `source` holds fewer images, or process_count does not divide batch_size.
@@ -145,42 +190,67 @@ def eval_batches(source: Sequence, *, batch_size: int, num_images: int = 0, proc
   return iter(grain.MapDataset.range(num_batches).map(load).to_iter_dataset(_READ_AHEAD))
 
 
-def _source(dataset: str) -> Source:
-  if dataset not in SOURCES:
-    near = difflib.get_close_matches(dataset, SOURCES, n=1)
+def _source(config: Config) -> Source:
+  name = config.dataset.removeprefix(_STAND_IN)
+  if name not in SOURCES:
+    near = difflib.get_close_matches(name, SOURCES, n=1)
     hint = f'did you mean {near[0]}?' if near else f'known: {", ".join(SOURCES)}.'
-    raise InputError(f'Unknown dataset {dataset!r}; {hint}')
-  return SOURCES[dataset]
+    raise InputError(f'Unknown dataset {config.dataset!r}; {hint}')
+  source = SOURCES[name](config)
+  return source if name == config.dataset else stand_in(name, source)
 
 
-def _prepare(source: Source, data_dir: str) -> tfds.core.DatasetBuilder:
-  builder = source.builder(data_dir=data_dir)
+@contextlib.contextmanager
+def _errors_in_one_line(config: Config, source: Source) -> Iterator[None]:
+  try:
+    yield
+  except InputError:
+    raise
+  except Exception as error:  # TFDS, protobuf and array_record each have their own
+    reason = ' '.join(str(error).split()) or type(error).__name__
+    raise InputError(f'{config.dataset} cannot be read or prepared in {resolve_data_dir(config.data_dir)}/'
+                     f'{source.builder.name} ({reason}); mend or delete that directory, or set data_dir to '
+                     'another.') from error
+
+
+def _builder(source: Source, config: Config) -> tfds.core.DatasetBuilder:
+  return source.builder(data_dir=resolve_data_dir(config.data_dir), config=source.config)
+
+
+def _prepare(source: Source, config: Config) -> tfds.core.DatasetBuilder:
+  builder = _builder(source, config)
   try:
     builder.download_and_prepare(file_format='array_record')
   except OSError:
     if not builder.data_path.exists():
       raise
     # Another process prepared it meanwhile, and TFDS would not overwrite that.
-    builder = source.builder(data_dir=data_dir)
+    builder = _builder(source, config)
   return builder
 
 
-def _check_split(dataset: str, builder: tfds.core.DatasetBuilder, split: str) -> None:
+def _count(config: Config, builder: tfds.core.DatasetBuilder, split: str) -> int:
   splits = builder.info.splits
   if not splits:
     raise ValueError('it is incomplete')
   try:
-    num_images = splits[split].num_examples
+    count = splits[split].num_examples
   except Exception:  # TFDS raises several kinds, assertions among them
-    num_images = 0
-  if not num_images:
-    raise InputError(f'Split {split!r} of {dataset} names no images; known: {", ".join(splits)} '
+    count = 0
+  if not count:
+    raise InputError(f'Split {split!r} of {config.dataset} names no images; known: {", ".join(splits)} '
                      "and parts of them, such as 'train[:90%]'.")
+  return count
 
 
-def _element(example: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-  element = {key: example[key] for key in keys}
-  return element | {'label': np.int32(element['label'])} if 'label' in element else element
+def _element(example: dict[str, Any], spec: ImageSpec, upscale: int) -> dict[str, Any]:
+  stored = example['image']
+  element = {'image': stored if stored.shape == spec.shape else area_resize(stored, spec.height, spec.width)}
+  if spec.num_classes:
+    element['label'] = np.int32(example['label'])
+  if upscale > 1:
+    element['low_res'] = area_resize(stored, spec.height // upscale, spec.width // upscale)
+  return element
 
 
 def _part(batch_size: int, process_index: int, process_count: int) -> slice:

@@ -7,3 +7,7 @@ class InputError(ValueError):
   The message is one line: what is wrong, and what to do about it. `main.py`
   prints it and exits with code 2.
   """
+
+
+class MissingDataError(InputError):
+  """A dataset that is neither prepared nor to be had; never one that is there but damaged."""

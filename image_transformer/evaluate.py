@@ -16,12 +16,12 @@ def make_evaluator(model: ImageTransformer, batch_size: int) -> Callable[..., Ev
 
   Args of the result:
     params: the parameters, one copy on every device (`devices.replicate`).
-    source: images and labels, from `data.open_split`.
+    source: images and what they are given, from `data.open_split`.
     num_images: the first so many; 0 for all.
   """
 
-  def negative_log_prob(params, images, labels):
-    return -model.apply({'params': params}, images, labels, method='log_prob')
+  def negative_log_prob(params, images, given):
+    return -model.apply({'params': params}, images, given, method='log_prob')
 
   parallel = devices.pmap(negative_log_prob)
 
@@ -31,9 +31,8 @@ def make_evaluator(model: ImageTransformer, batch_size: int) -> Callable[..., Ev
     with tqdm(total=num_images or len(source), desc='evaluate', unit='image', leave=False) as progress:
       for batch in batches:
         mask = batch['mask'].astype(bool)
-        images = devices.split(batch['image'])
-        labels = devices.split(batch['label']) if model.config.class_conditional else None
-        nats.append(devices.merge(parallel(params, images, labels)).astype(np.float64)[mask])
+        images, given = devices.split((batch['image'], {name: batch[name] for name in model.conditions}))
+        nats.append(devices.merge(parallel(params, images, given)).astype(np.float64)[mask])
         progress.update(int(mask.sum()))
     return Evaluation(np.concatenate(nats), model.spec.num_dims)
 

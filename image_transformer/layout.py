@@ -114,15 +114,19 @@ class BlockLayout:
     return np.argsort(self.order, axis=None, kind='stable')[-self.num_positions:].astype(np.int32)
 
   @functools.cached_property
+  def generated(self) -> np.ndarray:
+    """int32 [positions]: the flat slots in order of generation, without padding."""
+    return np.flatnonzero(self.order >= 0).astype(np.int32)
+
+  @functools.cached_property
   def previous(self) -> np.ndarray:
     """int32 [blocks, slots]: the raster index generated just before each slot, -1 before the first.
 
     Padding is skipped, and the first position of a block follows the last of the block before.
     """
-    generated = self.order[self.order >= 0]
-    previous = np.full(self.order.shape, -1, np.int32)
-    previous[self.order >= 0] = np.concatenate([[-1], generated[:-1]])
-    return previous
+    previous = np.full(self.order.size, -1, np.int32)
+    previous[self.generated[1:]] = self.order.ravel()[self.generated[:-1]]
+    return previous.reshape(self.order.shape)
 
   @functools.cached_property
   def memory(self) -> np.ndarray:

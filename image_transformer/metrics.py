@@ -111,7 +111,7 @@ def training_seconds(workdir: epath.Path) -> float:
 
 
 def write_results(workdir: epath.Path, config: Config, *, params: Any, step: int, num_train_images: int,
-                  evaluation: Evaluation) -> None:
+                  evaluation: Evaluation, num_checkpoints: int = 1) -> None:
   """Writes results.json: the exact bits/dim of a checkpoint and all that is needed to read the number.
 
   Args:
@@ -121,6 +121,7 @@ def write_results(workdir: epath.Path, config: Config, *, params: Any, step: int
     step: after how many steps.
     num_train_images: how many images `config.train.split` holds.
     evaluation: of `config.eval.split`.
+    num_checkpoints: of how many checkpoints the parameters are the mean.
   """
   results = {
       'dataset': config.dataset,
@@ -129,6 +130,7 @@ def write_results(workdir: epath.Path, config: Config, *, params: Any, step: int
       'num_train_images': num_train_images,
       'ema': config.eval.ema and config.train.ema_decay > 0,
       'step': step,
+      'num_checkpoints': num_checkpoints,
       'seed': config.seed,
       'num_parameters': sum(leaf.size for leaf in jax.tree.leaves(params)),
       'training_seconds': training_seconds(workdir),

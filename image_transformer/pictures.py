@@ -1,9 +1,10 @@
 """Images as PNG files."""
 
-import numpy as np
-from PIL import Image
+from collections.abc import Sequence
 
 from etils import epath
+import numpy as np
+from PIL import Image
 
 
 def grid(images: np.ndarray, levels: int, columns: int, height: int = 640) -> np.ndarray:
@@ -29,6 +30,19 @@ def grid(images: np.ndarray, levels: int, columns: int, height: int = 640) -> np
     top, left = i // columns * cell_height + gap, i % columns * cell_width + gap
     sheet[top:top + cell_height - gap, left:left + cell_width - gap] = image
   return sheet
+
+
+def strips(columns: Sequence[np.ndarray], levels: int) -> np.ndarray:
+  """One row per image, from columns of images [N, h, w, C] whose sizes may differ: the smaller are magnified.
+
+  Returns:
+    uint8 [height, width, 3].
+  """
+  height = max(column.shape[1] for column in columns)
+  scales = [height // column.shape[1] for column in columns]
+  same = [column.repeat(scale, axis=1).repeat(scale, axis=2) for column, scale in zip(columns, scales)]
+  images = np.stack(same, axis=1)
+  return grid(images.reshape(-1, *images.shape[2:]), levels, columns=len(columns), height=4 * height * len(images))
 
 
 def write_png(path: epath.PathLike, picture: np.ndarray) -> None:

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 from etils import epath
 import jax
+import numpy as np
 
 from image_transformer import config as config_lib
 from image_transformer import data
 from image_transformer.checkpoints import Checkpoints, latest_step
-from image_transformer.config import Config
+from image_transformer.config import Config, check
 from image_transformer.errors import InputError
 from image_transformer.metrics import write_whole
 from image_transformer.model import ImageTransformer, make_model
@@ -18,7 +19,7 @@ from image_transformer.optimizers import make_optimizer
 from image_transformer.train import init_state
 
 # What a run may change on the way; everything else defines it.
-_FREE = ('data_dir', 'eval', 'sample', 'model.remat', 'train.steps', 'train.log_every', 'train.checkpoint_every',
+_FREE = ('data_dir', 'stand_in', 'eval', 'sample', 'model.remat', 'train.steps', 'train.log_every', 'train.checkpoint_every',
          'train.keep_checkpoints', 'train.eval_every', 'train.sample_every')
 
 
@@ -62,13 +63,18 @@ def write_config(workdir: epath.Path, config: Config) -> None:
 
 
 def _check_same_run(workdir, old, new):
+  changed = [f'{field} ({there} there, {here} here)' for field, (there, here) in differences(old, new).items()]
+  if changed:
+    raise InputError(f'{workdir} holds another run: {", ".join(changed)}. Choose another --workdir.')
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+  """The fields in which one run differs from another, with both values; those that may change on the way do not count."""
   old, new = _flatten(dataclasses.asdict(old)), _flatten(dataclasses.asdict(new))
   # A cosine ends at the last step, so there the number of steps shapes the whole run.
   free = set(_FREE) - ({'train.steps'} if new['optimizer.schedule'] == 'cosine' else set())
-  changed = [f'{field} ({old[field]} there, {new[field]} here)' for field in old
-             if old[field] != new[field] and not free & {field, field.split('.')[0]}]
-  if changed:
-    raise InputError(f'{workdir} holds another run: {", ".join(changed)}. Choose another --workdir.')
+  return {field: (old[field], new[field]) for field in old
+          if old[field] != new[field] and not free & {field, field.split('.')[0]}}
 
 
 def _flatten(tree, prefix=''):
@@ -78,23 +84,34 @@ def _flatten(tree, prefix=''):
   return flat
 
 
-def load(workdir: epath.PathLike, config: Config | None = None) -> Run:
-  """Loads the newest checkpoint of a run.
+def load(workdir: epath.PathLike, config: Config | None = None, num_checkpoints: int = 1) -> Run:
+  """Loads the newest checkpoint of a run, or the mean of the newest few (as for the paper's ImageNet number).
 
   Args:
     workdir: the run.
     config: its configuration, where fields that do not define the run (such as
       `data_dir` or `eval`) are to differ from the saved one.
+    num_checkpoints: over how many checkpoints parameters are averaged.
 
   Raises:
-    InputError: if there is no run or no checkpoint, or `config` is another run's.
+    InputError: if there is no run, there are too few checkpoints, or `config` is another run's.
   """
   saved = read_config(workdir)
   if config is not None:
     _check_same_run(workdir, saved, config)
   config = config or saved
-  model = make_model(config.model, data.image_spec(config.dataset))
+  model = make_model(config.model, data.image_spec(config))
   optimizer = make_optimizer(config.optimizer, config.train.steps)
   with Checkpoints(workdir) as checkpoints:
-    state = checkpoints.restore(jax.eval_shape(lambda: init_state(model, optimizer, config)))
-  return Run(config, model, {'params': state.eval_params(config.eval.ema)}, int(state.step))
+    steps = checkpoints.steps[-num_checkpoints:]
+    check(len(steps) in (0, num_checkpoints), '--average_checkpoints', num_checkpoints,
+          f'at most {len(steps)}, the number of checkpoints in {workdir}; train.keep_checkpoints decides how many')
+    like = jax.eval_shape(lambda: init_state(model, optimizer, config))
+    # One after the other, so that only two are in memory.
+    state = checkpoints.restore(like)
+    params = state.eval_params(config.eval.ema)
+    for step in steps[:-1]:
+      more = checkpoints.restore(like, step).eval_params(config.eval.ema)
+      params = jax.tree.map(np.add, params, more)
+    params = jax.tree.map(lambda x: x / np.float32(num_checkpoints), params) if num_checkpoints > 1 else params
+  return Run(config, model, {'params': params}, int(state.step))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from tqdm import tqdm
 
-from image_transformer import data, devices, pictures
+from image_transformer import data, devices, pictures, superres
 from image_transformer.checkpoints import Checkpoints, latest_step
 from image_transformer.config import Config, check
 from image_transformer.errors import InputError
@@ -57,14 +57,15 @@ def make_train_step(model: ImageTransformer, optimizer: optax.GradientTransforma
                     config: Config) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
   """The step of one device, to be run under `devices.pmap`.
 
-  It takes the state and this device's {'image': uint8 [b, H, W, C], 'label': [b]}, and
+  It takes the state and this device's {'image': uint8 [b, H, W, C]} with what they are given, and
   returns the new state and scalars: the loss of this step in nats/dim, its mean since the
   last logged step, and the global norm of the gradient before clipping.
   """
   train = config.train
 
   def loss_fn(params, batch, key):
-    log_prob = model.apply({'params': params}, batch['image'], batch.get('label'), train=True, rngs={'dropout': key},
+    given = {name: batch[name] for name in model.conditions}
+    log_prob = model.apply({'params': params}, batch['image'], given, train=True, rngs={'dropout': key},
                            method='log_prob')
     return -log_prob.mean() / model.spec.num_dims
 
@@ -119,9 +120,9 @@ class Trainer:
           f'at least {step}, where the run in {workdir} is')
     self.config = config
     self.workdir = workdir
-    self.model = make_model(config.model, data.image_spec(config.dataset))
-    self.train_source = data.open_split(config.dataset, config.train.split, config.data_dir)
-    self.eval_source = data.open_split(config.dataset, config.eval.split, config.data_dir)
+    self.model = make_model(config.model, data.image_spec(config))
+    self.train_source = data.open_split(config, config.train.split)
+    self.eval_source = data.open_split(config, config.eval.split)
     check(config.eval.num_images <= len(self.eval_source), 'eval.num_images', config.eval.num_images,
           f'at most {len(self.eval_source)}, what {config.eval.split} holds')
     self._optimizer = make_optimizer(config.optimizer, config.train.steps)
@@ -219,11 +220,17 @@ class Trainer:
     return evaluation
 
   def _log_samples(self, step, state):
-    """The same seed every time, so that one can watch the model learn."""
-    sample = self.config.sample
-    labels, columns = class_rows(self.model, sample.num_images)
-    images, _ = self._draw(state.eval_params(self.config.eval.ema), self.config.seed, sample.num_images, labels,
-                           sample.temperature)
-    picture = pictures.grid(images, self.model.spec.levels, columns)
+    """The same seed every time, and the same inputs, so that one can watch the model learn."""
+    number, levels = self.config.sample.num_images, self.model.spec.levels
+    params = state.eval_params(self.config.eval.ema)
+    upscale = self.model.config.upscale > 1
+    examples = next(data.eval_batches(self.eval_source, batch_size=number, num_images=number)) if upscale else {}
+    labels, columns = class_rows(self.model, number)
+    given = {name: {**labels, **examples}[name] for name in self.model.conditions}
+    images, _ = self._draw(params, self.config.seed, number, given, self.config.sample.temperature)
+    if upscale:
+      picture = superres.strips(examples['low_res'], images[:, None], examples['image'], levels)
+    else:
+      picture = pictures.grid(images, levels, columns)
     pictures.write_png(self.workdir / 'samples' / f'{step:07d}.png', picture)
     self._log.write_picture(step, 'samples', picture)

@@ -1,41 +1,63 @@
-"""The Transformer layer (paper eq. 1-2): local self-attention and a position-wise feed-forward network.
+"""The Transformer layer (paper eq. 1-2): self-attention, attention to an encoder, a position-wise feed-forward network.
 
-A layer does not know how attention is laid out: `attend` takes queries, keys and
+A layer does not know how self-attention is laid out: `attend` takes queries, keys and
 values and returns their mixture, over all blocks in training and over a cache in
 sampling. Everything else works on the last axis alone, so the same layer serves both.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import functools
 from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from image_transformer import attention
 from image_transformer.config import ModelConfig
 from image_transformer.embeddings import official_init
+
+KeysValues = tuple[jax.Array, jax.Array]  # [..., heads, width] each
 
 # (queries, keys, values, dropout) [..., heads, width] -> mixed values of the same shape, and
 # whatever the caller wants to keep of this layer (the sampler: its updated cache).
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Callable], tuple[jax.Array, Any]]
 
 
-class SelfAttention(nn.Module):
+def attend_to_all(q: jax.Array, k: jax.Array, v: jax.Array, dropout: Callable) -> tuple[jax.Array, None]:
+  """Full attention as an `Attend`: the encoder's, and the decoder's to the encoder."""
+  return attention.full_attention(q, k, v, dropout), None
+
+
+class Attention(nn.Module):
+  """Multi-head attention (paper eq. 1) to the input itself or to something remembered."""
+
   config: ModelConfig
 
-  @nn.compact
-  def __call__(self, x: jax.Array, attend: Attend, train: bool) -> tuple[jax.Array, Any]:
+  def setup(self):
     c = self.config
 
-    def project(features, name):
-      return nn.Dense(features, use_bias=False, kernel_init=official_init, dtype=jnp.dtype(c.dtype), name=name)
+    def project(features):
+      return nn.Dense(features, use_bias=False, kernel_init=official_init, dtype=jnp.dtype(c.dtype))
 
-    width = c.qkv_width // c.num_heads
-    q, k, v = (project(c.qkv_width, name)(x).reshape(*x.shape[:-1], c.num_heads, width)
-               for name in ('query', 'key', 'value'))
-    dropout = nn.Dropout(c.attention_dropout, deterministic=not train)
-    mixed, kept = attend(q * width**-0.5, k, v, dropout)
-    return project(c.hidden_size, 'output')(mixed.reshape(*x.shape[:-1], c.qkv_width)), kept
+    self.query, self.key, self.value = (project(c.qkv_width) for _ in range(3))
+    self.output = project(c.hidden_size)
+    self.dropout = nn.Dropout(c.attention_dropout)
+
+  def _heads(self, x):
+    return x.reshape(*x.shape[:-1], self.config.num_heads, -1)
+
+  def remember(self, x: jax.Array) -> KeysValues:
+    """Keys and values of x [..., d]."""
+    return self._heads(self.key(x)), self._heads(self.value(x))
+
+  def __call__(self, x: jax.Array, attend: Attend, train: bool,
+               remembered: KeysValues | None = None) -> tuple[jax.Array, Any]:
+    q = self._heads(self.query(x))
+    k, v = self.remember(x) if remembered is None else remembered
+    dropout = functools.partial(self.dropout, deterministic=not train)
+    mixed, kept = attend(q * q.shape[-1]**-0.5, k, v, dropout)
+    return self.output(mixed.reshape(*x.shape[:-1], -1)), kept
 
 
 class FeedForward(nn.Module):
@@ -58,23 +80,63 @@ class Layer(nn.Module):
   """x [..., d] -> x [..., d] and what `attend` kept; post-norm LN(x + f(x)) or pre-norm x + f(LN(x))."""
 
   config: ModelConfig
+  cross: bool  # attends to an encoder as well
 
-  @nn.compact
-  def __call__(self, x: jax.Array, attend: Attend, train: bool) -> tuple[jax.Array, Any]:
+  def setup(self):
     c = self.config
-    post = c.norm == 'post'
-    kept = None
+    self.self_attention, self.self_attention_norm = Attention(c), layer_norm(c, 'self_attention_norm')
+    if self.cross:
+      self.cross_attention, self.cross_attention_norm = Attention(c), layer_norm(c, 'cross_attention_norm')
+    self.ffn, self.ffn_norm = FeedForward(c), layer_norm(c, 'ffn_norm')
+    self.dropout = nn.Dropout(c.dropout)
 
-    def residual(x, sublayer, name):
-      norm = layer_norm(c, f'{name}_norm')
-      branch = sublayer(x if post else norm(x))
-      x = x + nn.Dropout(c.dropout, deterministic=not train)(branch)
-      return norm(x) if post else x
+  def remember(self, encoded: jax.Array) -> KeysValues:
+    """The encoder's output [B, M, d] as this layer sees it."""
+    return self.cross_attention.remember(encoded)
 
-    def self_attention(x):
-      nonlocal kept
-      mixed, kept = SelfAttention(c, name='self_attention')(x, attend, train)
-      return mixed
+  def __call__(self, x: jax.Array, attend: Attend, train: bool,
+               remembered: KeysValues | None = None) -> tuple[jax.Array, Any]:
+    post = self.config.norm == 'post'
 
-    x = residual(x, self_attention, 'self_attention')
-    return residual(x, FeedForward(c, name='ffn'), 'ffn'), kept
+    def residual(x, norm, sublayer):
+      branch, kept = sublayer(x if post else norm(x))
+      x = x + self.dropout(branch, deterministic=not train)
+      return norm(x) if post else x, kept
+
+    x, kept = residual(x, self.self_attention_norm, lambda x: self.self_attention(x, attend, train))
+    if self.cross:
+      x, _ = residual(x, self.cross_attention_norm,
+                      lambda x: self.cross_attention(x, attend_to_all, train, remembered))
+    x, _ = residual(x, self.ffn_norm, lambda x: (self.ffn(x), None))
+    return x, kept
+
+
+class Stack(nn.Module):
+  """Dropout on the embedded input, layers, and after pre-norm layers a last norm: the decoder, and the encoder."""
+
+  config: ModelConfig
+  num_layers: int
+  cross: bool = False
+
+  def setup(self):
+    c = self.config
+    self.dropout = nn.Dropout(c.dropout)
+    # Arguments 2 and 3 are `attend` and `train`, counted from self.
+    layer = nn.remat(Layer, static_argnums=(2, 3)) if c.remat else Layer
+    self.layers = [layer(c, self.cross, name=f'layer_{i}') for i in range(self.num_layers)]
+    if c.norm == 'pre':
+      self.final_norm = layer_norm(c, 'final_norm')
+
+  def remember(self, encoded: jax.Array) -> list[KeysValues]:
+    """The encoder's output [B, M, d] as every layer sees it."""
+    return [layer.remember(encoded) for layer in self.layers]
+
+  def __call__(self, x: jax.Array, attends: Sequence[Attend], train: bool,
+               remembered: Sequence[KeysValues | None]) -> tuple[jax.Array, list[Any]]:
+    """x [..., d] -> x [..., d] in the compute type, and what each layer's `attend` kept."""
+    x = self.dropout(x, deterministic=not train).astype(self.config.dtype)
+    all_kept = []
+    for layer, attend, from_encoder in zip(self.layers, attends, remembered, strict=True):
+      x, kept = layer(x, attend, train, from_encoder)
+      all_kept.append(kept)
+    return self.final_norm(x) if self.config.norm == 'pre' else x, all_kept

@@ -51,7 +51,7 @@ def main() -> None:
 
   source = [{'image': image, 'label': label} for image, label in zip(images, labels)][:13]
   bits = {batch: make_evaluator(model, batch)(state.params, source).bits_per_dim for batch in (4, 5, 13, 32)}
-  drawn, _ = sampling.make_sampler(model, 4)(state.params, 0, 6, labels[:6])
+  drawn, _ = sampling.make_sampler(model, 4)(state.params, 0, 6, {'label': labels[:6]})
   print(json.dumps({'devices': jax.device_count(), 'gradient': gradients[0], 'begin': begin,
                     'params': flat(devices.unreplicate(state.params)), 'bits_per_dim': bits,
                     'images': drawn.astype(int).ravel().tolist()}))

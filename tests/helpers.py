@@ -9,7 +9,7 @@ import numpy as np
 
 from image_transformer import attention
 from image_transformer.config import ImageSpec, ModelConfig
-from image_transformer.model import make_model
+from image_transformer.model import blank, make_model
 
 
 def paper_visible(height, width, depth, query_block, memory_flange):
@@ -81,12 +81,19 @@ CASES = {
     '1d_binary_pre_norm': case((6, 6, 1, 2), query_block=(5,), memory_flange=(3,), norm='pre', coordinates='learned'),
     '2d_dmol_classes_pre_norm': case((5, 5, 3, 256, 3), query_block=(2, 2), memory_flange=(1, 2),
                                      likelihood='dmol', norm='pre', class_conditional=True),
+    '1d_superres': case((4, 6, 3, 7), query_block=(7,), memory_flange=(9,), upscale=2, num_encoder_layers=1),
+    '2d_superres_dmol_classes_pre_norm': case(
+        (6, 6, 3, 256, 3), query_block=(2, 2), memory_flange=(1, 1), likelihood='dmol', norm='pre',
+        class_conditional=True, upscale=3, num_encoder_layers=2),
 }
 
 
-def labels_for(model, num_images):
-  """Some labels where the model wants them, None elsewhere."""
-  return (1 + np.arange(num_images)) % model.spec.num_classes if model.config.class_conditional else None
+def given_for(model, num_images, seed=2):
+  """Some of everything that the model is conditioned on."""
+  random = np.random.default_rng(seed)
+  _, given = blank(model, num_images)
+  limits = {'label': model.spec.num_classes, 'low_res': model.spec.levels}
+  return {name: random.integers(limits[name], size=zeros.shape).astype(np.int32) for name, zeros in given.items()}
 
 
 def random_images(spec, num_images, seed=0):
@@ -94,8 +101,7 @@ def random_images(spec, num_images, seed=0):
 
 
 def parameter_shapes(model):
-  images = jnp.zeros((1, *model.spec.shape), jnp.uint8)
-  return jax.eval_shape(model.init, jax.random.key(0), images, labels_for(model, 1))['params']
+  return jax.eval_shape(model.init, jax.random.key(0), *blank(model))['params']
 
 
 def random_variables(model, scale=0.3, seed=0):
@@ -103,6 +109,10 @@ def random_variables(model, scale=0.3, seed=0):
   random = np.random.default_rng(seed)
   draw = lambda leaf: jnp.asarray(scale * random.standard_normal(leaf.shape), leaf.dtype)
   return {'params': jax.tree.map(draw, parameter_shapes(model))}
+
+
+# What runs once, on little, is not worth optimising: compiling takes half the time.
+jit_once = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': '0'})
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import CASES, labels_for, make_case, paper_visible, random_images
+from helpers import CASES, given_for, make_case, paper_visible, random_images
 from image_transformer import attention
 
 
@@ -50,7 +50,7 @@ def moved_by_each_intensity(model, variables, apply, **kwargs):
   change = np.eye(image.size, dtype=int).reshape(-1, *image.shape) * (model.spec.levels // 2)
 
   def parameters(image):
-    outputs = apply(variables, image % model.spec.levels, labels_for(model, 1), **kwargs)
+    outputs = apply(variables, image % model.spec.levels, given_for(model, 1), **kwargs)
     return np.asarray(outputs).reshape(-1, model.likelihood.num_parameters)
 
   unchanged = parameters(image)
@@ -77,8 +77,9 @@ def test_gradients_reach_exactly_the_slots_that_the_mask_reaches(network):
 
   @jax.jit
   def influence(variables, image):
-    embedded = model.apply(variables, image, labels_for(model, 1), method='embed_images')
-    parameters, vjp = jax.vjp(lambda x: model.apply(variables, x, method='decode'), embedded)
+    encoded = model.apply(variables, given_for(model, 1), method='encode')
+    embedded = model.apply(variables, image, encoded, method='embed_images')
+    parameters, vjp = jax.vjp(lambda x: model.apply(variables, x, encoded, method='decode'), embedded)
 
     def of_one(slot):
       chosen = jnp.arange(model.layout.order.size) == slot
@@ -108,7 +109,7 @@ def test_values_under_dropout_move_only_with_earlier_positions(name):
   assert moved[in_turn[1:], in_turn[:-1]].any()
 
 
-def cached_parameters(model, variables, images, labels):
+def cached_parameters(model, variables, images, given):
   """The parameters of every position [B, positions, P], from one slot after another with caches.
 
   A slot is given the one intensity before it and the caches of what was before that, so later
@@ -116,6 +117,7 @@ def cached_parameters(model, variables, images, labels):
   """
   layout = model.layout
   step = jax.jit(functools.partial(model.apply, method='step'))
+  encoded = jax.jit(functools.partial(model.apply, method='encode'))(variables, given)
   values = images.astype(np.int32).reshape(len(images), layout.num_positions, -1)
   config = model.config
   shape = len(images), config.num_heads, config.qkv_width // config.num_heads
@@ -127,7 +129,7 @@ def cached_parameters(model, variables, images, labels):
     caches = begin(memories)
     for slot in range(layout.block_size):
       previous = values[:, layout.previous[block, slot]]  # padding and the start get any
-      outputs, caches = step(variables, previous, block, slot, labels, caches)
+      outputs, caches = step(variables, previous, block, slot, encoded, caches)
       if layout.order[block, slot] >= 0:
         parameters[:, layout.order[block, slot]] = outputs
     memories = end(memories, caches)
@@ -136,7 +138,7 @@ def cached_parameters(model, variables, images, labels):
 
 def test_cached_parameters_equal_parallel_ones(network):
   model, variables, apply = network
-  images, labels = random_images(model.spec, 1), labels_for(model, 1)
-  parallel = apply(variables, images, labels)
-  cached = cached_parameters(model, variables, images, labels)
+  images, given = random_images(model.spec, 1), given_for(model, 1)
+  parallel = apply(variables, images, given)
+  cached = cached_parameters(model, variables, images, given)
   np.testing.assert_allclose(cached, parallel.reshape(cached.shape), atol=1e-4)

@@ -16,9 +16,10 @@ import pytest
 import tensorflow_datasets as tfds
 
 from image_transformer import data
-from image_transformer.config import ImageSpec
-from image_transformer.datasets import cifar10, digits
-from image_transformer.errors import InputError
+from image_transformer.config import Config, ImageSpec, ModelConfig
+from image_transformer.datasets import celeba, cifar10, digits, generated
+from image_transformer.errors import InputError, MissingDataError
+from image_transformer.images import area_resize
 
 CIFAR_NAMES = ['data_batch_1', 'data_batch_2', 'data_batch_3', 'data_batch_4', 'data_batch_5', 'test_batch']
 
@@ -27,6 +28,11 @@ def make_source(num_images):
   """Images [2, 3, 1] that differ in every pixel and from one another, labelled by index."""
   pixels = np.arange(6 * num_images, dtype=np.uint8).reshape(num_images, 2, 3, 1)
   return [{'image': image, 'label': np.int32(index)} for index, image in enumerate(pixels)]
+
+
+def named(dataset, data_dir, upscale=1):
+  model = ModelConfig(upscale=upscale, num_encoder_layers=int(upscale > 1))
+  return Config(dataset=dataset, data_dir=str(data_dir), model=model)
 
 
 def take(batches, count):
@@ -143,7 +149,7 @@ def test_data_dir_comes_from_the_flag_then_the_environment_then_the_home(monkeyp
 @pytest.fixture(scope='module')
 def digits_dir(tmp_path_factory):
   path = tmp_path_factory.mktemp('digits')
-  data.open_split('digits', 'train', str(path))
+  data.open_split(named('digits', path), 'train')
   return path
 
 
@@ -159,16 +165,16 @@ def test_digits(digits_dir):
 
   original = np.load(digits.__file__.replace('.py', '.npz'))
   for split, count in (('train', 1500), ('test', 297)):
-    source = data.open_split('digits', split, str(digits_dir))
+    source = data.open_split(named('digits', digits_dir), split)
     assert len(source) == count
     (batch,) = data.eval_batches(source, batch_size=count)
     assert set(np.unique(batch['image'])) == set(range(17)) and set(batch['label']) == set(range(10))
     ids = [int(example['id'][-4:]) for example in examples[split]]
     np.testing.assert_array_equal(batch['image'][..., 0], original['images'][ids])
     np.testing.assert_array_equal(batch['label'], original['labels'][ids])
-  assert data.image_spec('digits') == ImageSpec(8, 8, 1, levels=17, num_classes=10)
+  assert data.image_spec(named('digits', '')) == ImageSpec(8, 8, 1, levels=17, num_classes=10)
   assert source[0]['image'].shape == (8, 8, 1) and source[0]['label'].dtype == np.int32
-  assert len(data.open_split('digits', 'train[:90%]', str(digits_dir))) == 1350
+  assert len(data.open_split(named('digits', digits_dir), 'train[:90%]')) == 1350
 
 
 def test_two_processes_may_prepare_at_once(tmp_path, monkeypatch):
@@ -180,40 +186,109 @@ def test_two_processes_may_prepare_at_once(tmp_path, monkeypatch):
     return generate(self, dl_manager)
 
   monkeypatch.setattr(digits.ImageTransformerDigits, '_split_generators', overtaken)
-  assert len(data.open_split('digits', 'test', str(tmp_path))) == 297
+  assert len(data.open_split(named('digits', tmp_path), 'test')) == 297
 
 
-def assert_input_error(match, *args):
+def assert_input_error(match, dataset, split, data_dir, kind=InputError):
   with pytest.raises(InputError, match=match) as raised:
-    data.open_split(*args)
+    data.open_split(named(dataset, data_dir), split)
   assert '\n' not in str(raised.value)
+  assert type(raised.value) is kind
 
 
 def test_wrong_names_are_answered_in_one_line(digits_dir):
-  assert_input_error("Unknown dataset 'cifar'; did you mean cifar10", 'cifar', 'train', str(digits_dir))
-  assert_input_error("Unknown dataset 'zzz'; known: cifar10, digits", 'zzz', 'train', str(digits_dir))
+  assert_input_error("Unknown dataset 'cifar'; did you mean cifar10", 'cifar', 'train', digits_dir)
+  known = r'celeba, cifar10, digits, folder, (imagenet.._(old|new)(, )?){4}\.$'
+  assert_input_error(f"Unknown dataset 'zzz'; known: {known}", 'zzz', 'train', digits_dir)
   for split in ('tran', 'train[:0%]', 'train[', 'train[5000:]', ''):
-    assert_input_error('known: train, test', 'digits', split, str(digits_dir))
+    assert_input_error('known: train, test', 'digits', split, digits_dir)
   with pytest.raises(InputError, match='Unknown dataset'):
-    data.image_spec('cifar')
+    data.image_spec(named('cifar', ''))
 
 
 @pytest.mark.parametrize('damage', ['no info', 'broken info', 'no records', 'broken records'])
 def test_a_damaged_directory_is_answered_in_one_line(damage, tmp_path):
-  data.open_split('digits', 'test', str(tmp_path))
+  data.open_split(named('digits', tmp_path), 'test')
   kind, what = damage.split()
   (path,) = tmp_path.glob('*/*/dataset_info.json' if what == 'info' else '*/*/*-test.array_record*')
   if kind == 'no':
     path.unlink()
   else:
     path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
-  assert_input_error(f'digits cannot be read or prepared in {tmp_path}', 'digits', 'test', str(tmp_path))
+  assert_input_error(f'digits cannot be read or prepared in {tmp_path}', 'digits', 'test', tmp_path)
 
 
 def test_images_of_another_shape_are_refused(digits_dir, monkeypatch):
-  other = data.Source(ImageSpec(9, 8, 1, levels=17, num_classes=10), digits.ImageTransformerDigits)
-  monkeypatch.setitem(data.SOURCES, 'digits', other)
-  assert_input_error(r'shape \(8, 8, 1\), but must have \(9, 8, 1\)', 'digits', 'test', str(digits_dir))
+  other = data.Source(ImageSpec(9, 8, 1, levels=17, num_classes=10), digits.ImageTransformerDigits, digits.SIZES)
+  monkeypatch.setitem(data.SOURCES, 'digits', lambda config: other)
+  assert_input_error(r'shape \(8, 8, 1\), but must have \(9, 8, 1\)', 'digits', 'test', digits_dir)
+
+
+@pytest.mark.parametrize('upscale', [3, 16])
+def test_upscale_must_divide_the_image(upscale):
+  need = rf"^model.upscale is {upscale}, but must be a divisor of the image's 8 x 8\.$"
+  with pytest.raises(InputError, match=need):
+    data.image_spec(named('digits', '', upscale))
+  with pytest.raises(InputError, match=need):  # and nothing is opened
+    data.open_split(named('digits', '/proc/none', upscale), 'train')
+
+
+def test_low_resolution_images(digits_dir):
+  plain = data.open_split(named('digits', digits_dir), 'test')
+  source = data.open_split(named('digits', digits_dir, 4), 'test')
+  assert plain[0].keys() == {'image', 'label'} and source[0].keys() == {'image', 'label', 'low_res'}
+  assert source[0]['low_res'].shape == (2, 2, 1) and source[0]['low_res'].dtype == np.uint8
+  for index in range(20):
+    np.testing.assert_array_equal(source[index]['image'], plain[index]['image'])
+    np.testing.assert_array_equal(source[index]['low_res'], area_resize(plain[index]['image'], 2, 2))
+  (batch,) = data.eval_batches(source, batch_size=297)
+  np.testing.assert_array_equal(batch['low_res'], area_resize(batch['image'], 2, 2))
+
+
+@pytest.mark.parametrize('flip', [False, True])
+def test_an_image_and_its_low_resolution_are_flipped_together(digits_dir, flip):
+  source = data.open_split(named('digits', digits_dir, 2), 'train[:64]')
+  originals = {element['image'].tobytes() for element in (source[index] for index in range(64))}
+  kept = []
+  for batch in take(data.train_batches(source, batch_size=16, seed=0, start_step=0, flip=flip), 8):
+    # Each image still matches its own small one, since making smaller commutes with mirroring ...
+    np.testing.assert_array_equal(batch['low_res'], area_resize(batch['image'], 4, 4))
+    kept += [image.tobytes() in originals for image in batch['image']]
+  assert all(kept) if not flip else 0.3 < np.mean(kept) < 0.7
+  # ... which it does exactly, on a ragged ratio too.
+  images = np.random.default_rng(0).integers(256, size=[5, 13, 11, 3], dtype=np.uint8)
+  np.testing.assert_array_equal(area_resize(images[:, :, ::-1], 4, 3), area_resize(images, 4, 3)[:, :, ::-1])
+
+
+def test_both_sizes_are_made_from_the_stored_image(monkeypatch, tmp_path):
+  wide = generated.settings('wide', ImageSpec(138, 138, 3), ['train'])
+  builder = generated.ImageTransformerGenerated
+  monkeypatch.setattr(generated, 'NUM_TRAIN', 3)
+  for stored in ((138, 138, 3), None):
+    source = data.Source(ImageSpec(32, 32, 3), builder, {'train': None}, wide, stored)
+    monkeypatch.setitem(data.SOURCES, 'celeba', lambda config, source=source: source)
+    if stored is None:
+      assert_input_error(r'shape \(138, 138, 3\), but must have \(32, 32, 3\)', 'celeba', 'train', tmp_path)
+      continue
+    element = data.open_split(named('celeba', tmp_path, 4), 'train')[0]
+    original = next(iter(builder(data_dir=str(tmp_path), config=wide).as_data_source('train')))['image']
+    assert element.keys() == {'image', 'low_res'} and original.shape == (celeba.CROP, celeba.CROP, 3)
+    np.testing.assert_array_equal(element['image'], area_resize(original, 32, 32))
+    np.testing.assert_array_equal(element['low_res'], area_resize(original, 8, 8))
+    # The last line would also pass for an image made smaller twice, if truncation did not show.
+    assert (element['low_res'] != area_resize(element['image'], 8, 8)).any()
+
+
+def test_sizes(digits_dir):
+  config = named('digits', digits_dir)
+  assert {split: data.num_images(config, split) for split in ('train', 'test', 'train[:90%]', 'test[5:]')} == {
+      'train': 1500, 'test': 297, 'train[:90%]': 1350, 'test[5:]': 292}
+  assert [data.full_size(config, split) for split in ('train', 'test', 'train[:90%]')] == [1500, 297, None]
+  assert data.full_size(named('cifar10', ''), 'test') == 10_000
+  assert data.full_size(named('generated_cifar10', ''), 'test') is None
+  with pytest.raises(InputError, match='known: train, test'):
+    data.num_images(config, 'tran')
+  assert data.note(config) == ''
 
 
 @pytest.fixture
@@ -247,9 +322,9 @@ def offline(url, timeout):
 def test_cifar10_from_the_archive(archive, tmp_path):
   content, classes, images = archive
   (tmp_path / 'cifar-10-binary.tar.gz').write_bytes(content)
-  assert len(data.open_split('cifar10', 'train', str(tmp_path))) == 15
+  assert len(data.open_split(named('cifar10', tmp_path), 'train')) == 15
   (tmp_path / 'cifar-10-binary.tar.gz').unlink()  # no longer needed
-  assert data.open_split('cifar10', 'test', str(tmp_path))[0]['image'].shape == (32, 32, 3)
+  assert data.open_split(named('cifar10', tmp_path), 'test')[0]['image'].shape == (32, 32, 3)
   for split, first, count in (('train', 0, 15), ('test', 5, 3)):
     stock = tfds.data_source('cifar10', split=split, data_dir=str(tmp_path), download=False)
     assert len(stock) == count
@@ -266,17 +341,18 @@ def test_cifar10_from_the_archive(archive, tmp_path):
 def test_cifar10_is_downloaded_once_and_whole(archive, tmp_path, monkeypatch):
   content = archive[0]
   monkeypatch.setattr(urllib.request, 'urlopen', lambda url, timeout: io.BytesIO(content[:-1]))
-  assert_input_error('could not be downloaded.*incomplete', 'cifar10', 'train', str(tmp_path))
+  assert_input_error('could not be downloaded.*incomplete', 'cifar10', 'train', tmp_path, MissingDataError)
   assert not list(tmp_path.iterdir())
   monkeypatch.setattr(urllib.request, 'urlopen', lambda url, timeout: io.BytesIO(content))
-  assert len(data.open_split('cifar10', 'test', str(tmp_path))) == 3
+  assert len(data.open_split(named('cifar10', tmp_path), 'test')) == 3
   assert (tmp_path / 'cifar-10-binary.tar.gz').read_bytes() == content
 
 
 def test_cifar10_without_archive_or_network(archive, tmp_path):
   start = time.perf_counter()
   path = tmp_path / 'new' / 'cifar-10-binary.tar.gz'
-  assert_input_error(f'{cifar10.URL} .* put it at {path}', 'cifar10', 'train', str(path.parent))
+  assert_input_error(f'{cifar10.URL} .* put it at {path}', 'cifar10', 'train', path.parent,
+                     MissingDataError)
   assert time.perf_counter() - start < 5
   assert not list(path.parent.iterdir())
 
@@ -284,7 +360,7 @@ def test_cifar10_without_archive_or_network(archive, tmp_path):
 def test_a_wrong_archive_is_refused_and_left_alone(archive, tmp_path):
   path = tmp_path / 'cifar-10-binary.tar.gz'
   path.write_bytes(archive[0][:-1])
-  assert_input_error(f'{path} is damaged', 'cifar10', 'train', str(tmp_path))
+  assert_input_error(f'{path} is damaged', 'cifar10', 'train', tmp_path)
   assert list(tmp_path.iterdir()) == [path]
 
 
@@ -297,10 +373,11 @@ def test_tensorflow_is_not_imported(archive, tmp_path):
       import sys
       sys.path.insert(0, {str(tmp_path)!r})
       from image_transformer import data
+      from image_transformer.config import Config
       from image_transformer.datasets import cifar10
       cifar10.SHA256 = {cifar10.SHA256!r}
-      for dataset in ('digits', 'cifar10'):
-        source = data.open_split(dataset, 'train', {str(tmp_path)!r})
+      for dataset in ('digits', 'cifar10', 'generated_celeba'):
+        source = data.open_split(Config(dataset=dataset, data_dir={str(tmp_path)!r}), 'train')
         next(data.train_batches(source, batch_size=4, seed=0, start_step=0))
         next(data.eval_batches(source, batch_size=4))
   """

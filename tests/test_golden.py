@@ -3,6 +3,8 @@
 a: 1D attention, b: 2D attention, c: mixture of logistics, d: whole models, e: coordinates.
 """
 
+import dataclasses
+import functools
 import pathlib
 
 from flax import traverse_util
@@ -146,33 +148,45 @@ D1 = ModelConfig(query_block=(32,), memory_flange=(32,), num_layers=2, hidden_si
                  dropout=0.0)
 D3 = ModelConfig(query_block=(16,), memory_flange=(16,), num_layers=2, hidden_size=32, num_heads=4, ffn_size=64,
                  dropout=0.0, qkv_size=64, likelihood='dmol', num_mixtures=5, coordinates='learned')
-MODELS = {'d1_cat_uncond_1d': D1, 'd3_dmol_uncond_1d': D3}
+D6 = dataclasses.replace(D1, upscale=2, num_encoder_layers=2)
+MODELS = {'d1_cat_uncond_1d': D1, 'd3_dmol_uncond_1d': D3, 'd6_img2img_1d': D6}
 SPEC = ImageSpec(8, 8, 3)
 
-# Our names of parameters -> the official ones, in this order.
+# Our names of parameters -> the official ones, replaced in this order.
 OFFICIAL = {
-    'embedding/table/embedding': 'image_modality/rgb_target_emb_input_bottom',
+    'encoder_embedding/table/embedding': 'identity_modality/rgb_target_emb_input_bottom',
+    'embedding/table/embedding': '{targets}/rgb_target_emb_input_bottom',
     'embedding/conv': 'image_modality/output_bottom/conv_input',
     'coordinates/row/embedding': 'body/dec_pos/dec_pos_0',
     'coordinates/column/embedding': 'body/dec_pos/dec_pos_1',
-    'layer_': 'body/decoder_layer_',
+    'encoder/layer_': 'body/encoder_layer_',
+    'decoder/layer_': 'body/decoder_layer_',
     'self_attention_norm/': 'layer_postprocess/layer_norm/layer_norm_',
-    'ffn_norm/': 'layer_postprocess_1/layer_norm/layer_norm_',
-    'self_attention/query': 'local_1d_self_att/self_attention/q',
-    'self_attention/key': 'local_1d_self_att/self_attention/k',
-    'self_attention/value': 'local_1d_self_att/self_attention/v',
-    'self_attention/output': 'local_1d_self_att/self_attention/output_transform',
-    'ffn/hidden': 'ffn/conv1',
-    'ffn/output': 'ffn/conv2',
+    'cross_attention_norm/': 'layer_postprocess_1/layer_norm/layer_norm_',
+    'ffn_norm/': '{last_norm}/layer_norm/layer_norm_',
+    'ffn/hidden/': 'ffn/conv1/',
+    'ffn/output/': 'ffn/conv2/',
+    'self_attention/': '{self_attention}/',
+    'cross_attention/': 'encdec_attention/encdec_attention/',
+    'query/': 'q/',
+    'key/': 'k/',
+    'value/': 'v/',
+    'output/': 'output_transform/',
 }
 
 
-def official_name(name):
+def official_name(name, superres):
+  """Super-resolution models have a scope of their own, and a third norm in the decoder's layers."""
+  scope = 'img2img_transformer' if superres else 'imagetransformer'
   if name.startswith('output/'):
-    return f'imagetransformer/body/output_conv/{name.removeprefix("output/")}'
+    return f'{scope}/body/output_conv/{name.removeprefix("output/")}'
+  encoder = name.startswith('encoder')
   for ours, theirs in OFFICIAL.items():
     name = name.replace(ours, theirs)
-  return f'imagetransformer/{name}'
+  return f'{scope}/' + name.format(
+      targets='identity_modality/targets_bottom' if superres else 'image_modality',
+      last_norm='layer_postprocess_2' if superres and not encoder else 'layer_postprocess_1',
+      self_attention='self_att/self_att' if encoder else 'local_1d_self_att/self_attention')
 
 
 def official_parameters(model, golden, kind):
@@ -180,10 +194,11 @@ def official_parameters(model, golden, kind):
 
   A convolution [1, 3, 1, d] is our [3, d]; position tables have 40 rows, of which 8 are used.
   """
+  official = functools.partial(official_name, superres=model.config.upscale > 1)
   shapes = traverse_util.flatten_dict(parameter_shapes(model), sep='/')
-  arrays = {name: golden[f'{kind}/{official_name(name)}'].reshape(-1, *leaf.shape[1:])[:leaf.shape[0]]
+  arrays = {name: golden[f'{kind}/{official(name)}'].reshape(-1, *leaf.shape[1:])[:leaf.shape[0]]
             for name, leaf in shapes.items()}
-  used = {f'{kind}/{official_name(name)}' for name in arrays}
+  used = {f'{kind}/{official(name)}' for name in arrays}
   assert all('class_label' in key for key in golden if key.startswith(f'{kind}/') and key not in used)
   return traverse_util.unflatten_dict(arrays, sep='/')
 
@@ -191,20 +206,22 @@ def official_parameters(model, golden, kind):
 @pytest.fixture(scope='module', params=MODELS)
 def whole(request):
   model, golden = ImageTransformer(MODELS[request.param], SPEC), load(request.param)
-  return model, golden, official_parameters(model, golden, 'var'), jax.jit(model.apply)
+  # Unconditional models have inputs too, of which they use nothing.
+  given = {'low_res': golden['inputs']} if model.config.upscale > 1 else {}
+  return model, golden, given, official_parameters(model, golden, 'var'), jax.jit(model.apply)
 
 
 def test_model_logits(whole):
-  _, golden, params, apply = whole
-  logits = apply({'params': params}, golden['targets'])
+  _, golden, given, params, apply = whole
+  logits = apply({'params': params}, golden['targets'], given)
   np.testing.assert_allclose(logits, golden['logits'], atol=1e-4)
 
 
 def test_model_loss_and_gradients(whole):
-  model, golden, params, _ = whole
+  model, golden, given, params, _ = whole
 
   def loss(params):
-    return -model.apply({'params': params}, golden['targets'], method='log_prob').mean() / SPEC.num_dims
+    return -model.apply({'params': params}, golden['targets'], given, method='log_prob').mean() / SPEC.num_dims
 
   value, gradients = jax.jit(jax.value_and_grad(loss))(params)
   np.testing.assert_allclose(value, golden['training_loss'], rtol=1e-5)
@@ -216,12 +233,12 @@ def test_model_loss_and_gradients(whole):
 
 def test_model_dependences(whole):
   """Changes every input intensity by itself, and sees which output positions move."""
-  model, golden, params, apply = whole
+  model, golden, given, params, apply = whole
   changes = np.eye(SPEC.num_dims, dtype=np.int32).reshape(-1, 1, *SPEC.shape) * 128
 
   def logits(change):
     images = (golden['targets'] + change) % 256
-    return np.asarray(apply({'params': params}, images)).reshape(2, -1, model.likelihood.num_parameters)
+    return np.asarray(apply({'params': params}, images, given)).reshape(2, -1, model.likelihood.num_parameters)
 
   unchanged = logits(0)
   depends = np.stack([(logits(change) != unchanged).any(axis=(0, 2)) for change in changes], axis=1)

@@ -1,6 +1,5 @@
 """The program as a user meets it: train, eval and sample end to end, and what it says to bad input."""
 
-import importlib
 import json
 import multiprocessing
 import os
@@ -8,13 +7,15 @@ import pathlib
 import subprocess
 import sys
 
-import ml_collections
 import numpy as np
 from PIL import Image
 import pytest
 
 import main as program
-from image_transformer import config as config_lib
+from configs import paper
+from image_transformer import data
+from image_transformer.errors import InputError
+from image_transformer.model import make_model
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = ['--config=configs/digits.py', '--config.model.num_layers=1', '--config.model.hidden_size=16',
@@ -76,9 +77,9 @@ def test_train_eval_and_sample_from_the_command_line(tmp_path):
 
   run('--mode=sample', f'--workdir={workdir}', '--num_samples=7', '--temperature=0.5', '--labels=3,4', '--seed=2',
       '--npz')
-  drawn = np.load(workdir / 'samples' / '0000003_seed2_temperature0.5.npz')
+  drawn = np.load(workdir / 'samples' / '0000003_labels3-4_seed2_temperature0.5.npz')
   assert drawn['images'].shape == (7, 8, 8, 1) and drawn['images'].max() <= 16
-  assert drawn['labels'].tolist() == [3, 4, 3, 4, 3, 4, 3] and (drawn['log_probs'] < 0).all()
+  assert drawn['label'].tolist() == [3, 4, 3, 4, 3, 4, 3] and (drawn['log_probs'] < 0).all()
 
 
 @pytest.mark.parametrize('arguments, names', [
@@ -132,12 +133,21 @@ def test_a_folder_that_is_not_a_run_is_left_alone(call, tmp_path):
   assert sorted(path.name for path in tmp_path.iterdir()) in (['data', 'thesis.tex'], ['thesis.tex'])
 
 
-@pytest.mark.parametrize('path', sorted(path.stem for path in (ROOT / 'configs').glob('*.py')
-                                        if path.stem not in ('__init__', 'base')))
-@pytest.mark.parametrize('variant', ['', 'smoke'])
-def test_every_configuration_is_valid(path, variant):
-  config = importlib.import_module(f'configs.{path}').get_config(variant)
-  assert isinstance(config, ml_collections.ConfigDict)
-  built = config_lib.from_dict(config.to_dict())
-  if variant:
-    assert built.train.steps <= 10_000 and built.model.hidden_size <= 128
+CONFIGS = sorted({path.name for path in (ROOT / 'configs').glob('*.py')} - {'__init__.py', 'base.py', 'paper.py'} |
+                 {row.config for row in paper.ROWS if row.config})
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_every_configuration_is_valid(name):
+  small_name = paper.smoke(f'{name}:8' if name == 'cifar10_blocks.py' else name)
+  full, small = paper.load(name), paper.load(small_name)
+  assert not full.stand_in and full.model.hidden_size > small.model.hidden_size or full.dataset == 'digits'
+  assert small.train.steps <= 10_000 and small.model.hidden_size <= 128
+  for config in (full, small):
+    make_model(config.model, data.image_spec(config))
+
+
+@pytest.mark.parametrize('name', ['cifar10_1d.py:tiny', 'cifar10_blocks.py:0', 'cifar10_blocks.py:x,smoke'])
+def test_unknown_arguments_of_configurations_are_refused(name):
+  with pytest.raises(InputError, match='cifar10_blocks.py|:smoke'):
+    paper.load(name)

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import CASES, case, labels_for, make_case, parameter_shapes, random_images
+from helpers import CASES, case, given_for, make_case, parameter_shapes, random_images
 from image_transformer.config import ImageSpec, ModelConfig
 from image_transformer.errors import InputError
-from image_transformer.model import make_model
+from image_transformer.model import init_params, make_model
 from image_transformer.transformer import layer_norm
 
 CIFAR10 = ImageSpec(32, 32, 3)
@@ -45,8 +45,7 @@ def initialised(**config):
   config, spec = case((8, 8, 3, 256, 10), query_block=(16,), memory_flange=(16,), num_layers=1,
                       hidden_size=64, ffn_size=96, class_conditional=True, **config)
   model = make_model(config, spec)
-  image, labels = jnp.zeros((1, *spec.shape), jnp.uint8), jnp.zeros(1, jnp.int32)
-  return flat(jax.jit(model.init)(jax.random.key(0), image, labels)['params'])
+  return flat(init_params(model, 0))
 
 
 @pytest.mark.parametrize('likelihood', ['categorical', 'dmol'])
@@ -90,9 +89,9 @@ def test_remat_changes_nothing():
 def test_log_prob_is_the_sum_over_the_positions_of_the_image(name):
   """Each once, and nothing of the padding."""
   model, variables = make_case(name)
-  images, labels = random_images(model.spec, 3), labels_for(model, 3)
-  log_prob = jax.jit(lambda v: model.apply(v, images, labels, method='log_prob'))(variables)
-  parameters = jax.jit(model.apply)(variables, images, labels)
+  images, given = random_images(model.spec, 3), given_for(model, 3)
+  log_prob = jax.jit(lambda v: model.apply(v, images, given, method='log_prob'))(variables)
+  parameters = jax.jit(model.apply)(variables, images, given)
   values = images.reshape(*parameters.shape[:-1], -1)
   positions = jax.jit(model.likelihood.log_prob)(parameters, values)
   np.testing.assert_allclose(log_prob, positions.reshape(3, -1).sum(axis=1), rtol=1e-5)
@@ -112,7 +111,7 @@ def test_bfloat16_is_for_the_layers_alone():
 
   parameters, log_prob, inside = jax.jit(run, static_argnums=0)(coarse)
   for name, (output,) in inside.items():
-    low = name.startswith('layer_') and 'norm' not in name
+    low = name.startswith('decoder/layer_') and 'norm' not in name
     assert output.dtype == (jnp.bfloat16 if low else jnp.float32), name
   assert parameters.dtype == log_prob.dtype == jnp.float32
   assert np.mean(parameters == parameters.astype(jnp.bfloat16)) < 0.1, 'rounded after all'
@@ -153,7 +152,7 @@ def test_dropout_acts_in_training_only(field):
 def test_class_labels_move_every_position():
   model, variables = make_case('2d_ragged_classes', num_layers=1)
   image = np.repeat(random_images(model.spec, 1), 3, axis=0)
-  parameters = jax.jit(model.apply)(variables, image, np.arange(3))
+  parameters = jax.jit(model.apply)(variables, image, {'label': np.arange(3)})
   for label in (1, 2):
     assert (parameters[label] != parameters[0]).any(axis=-1).all()
 

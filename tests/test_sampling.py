@@ -5,19 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import CASES, labels_for, make_case
+from helpers import CASES, given_for, make_case
 from image_transformer import devices
 from image_transformer.sampling import class_rows, make_sampler, sample
 
 
 def check_log_prob(model, variables, rtol):
   """At other temperatures too: the draw changes, the distribution that is reported does not."""
-  labels = labels_for(model, 4)
+  given = given_for(model, 4)
 
   @jax.jit
   def draw(variables, keys, temperature):
-    images, log_prob = sample(model, variables, keys, labels, temperature)
-    return images, log_prob, model.apply(variables, images, labels, method='log_prob')
+    images, log_prob = sample(model, variables, keys, given, temperature)
+    return images, log_prob, model.apply(variables, images, given, method='log_prob')
 
   for temperature in (1.0, 0.6):
     images, log_prob, expected = draw(variables, jax.random.split(jax.random.key(0), 4), temperature)
@@ -48,7 +48,7 @@ def drawing():
     if batch_size not in samplers:
       samplers[batch_size] = make_sampler(model, batch_size)
     labels = np.arange(num_images) % 3 if labels is None else labels
-    return samplers[batch_size](params, seed, num_images, labels, temperature)
+    return samplers[batch_size](params, seed, num_images, {'label': labels}, temperature)
 
   return draw
 
@@ -63,9 +63,9 @@ def test_images_do_not_depend_on_the_batch_size(drawing, batch_size):
 
 
 def test_seeds_and_labels_change_the_images(drawing):
-  images, _ = drawing(labels=np.zeros(5))
-  np.testing.assert_array_equal(drawing(labels=np.zeros(5))[0], images)
-  for others, _ in (drawing(seed=1, labels=np.zeros(5)), drawing(labels=np.ones(5))):
+  images, _ = drawing(labels=np.zeros(5, int))
+  np.testing.assert_array_equal(drawing(labels=np.zeros(5, int))[0], images)
+  for others, _ in (drawing(seed=1, labels=np.zeros(5, int)), drawing(labels=np.ones(5, int))):
     assert (others != images).any(axis=(1, 2, 3)).all()
 
 
@@ -77,7 +77,7 @@ def test_at_low_temperature_the_seed_does_not_matter(drawing):
 
 def test_class_rows():
   model, _ = make_case('2d_ragged_classes')  # three classes
-  labels, columns = class_rows(model, 7)
-  assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2] and columns == 3
+  given, columns = class_rows(model, 7)
+  assert given['label'].tolist() == [0, 0, 0, 1, 1, 1, 2] and columns == 3
   model, _ = make_case('2d_categorical')
-  assert class_rows(model, 10) == (None, 4)
+  assert class_rows(model, 10) == ({}, 4)

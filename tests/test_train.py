@@ -54,7 +54,7 @@ def run(config, workdir):
 
 
 def saved_state(config, workdir):
-  model = make_model(config.model, data.image_spec(config.dataset))
+  model = make_model(config.model, data.image_spec(config))
   with Checkpoints(workdir) as checkpoints:
     return checkpoints.restore(init_state(model, make_optimizer(config.optimizer, config.train.steps), config))
 
@@ -84,7 +84,7 @@ def test_dropout_is_a_function_of_seed_and_step(make_config):
 
   def losses(seed, steps):
     config = make_config(seed=seed, model={'dropout': 0.5})
-    model = make_model(config.model, data.image_spec('digits'))
+    model = make_model(config.model, data.image_spec(config))
     optimizer = make_optimizer(config.optimizer, 1)
     step = devices.pmap(make_train_step(model, optimizer, config))
     # The same parameters for every seed.

@@ -21,11 +21,12 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.image_classification import cifar
 import tqdm
 
-from image_transformer.errors import InputError
+from image_transformer.errors import InputError, MissingDataError
 
+SIZES = {'train': 50_000, 'test': 10_000}
 URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
 SHA256 = 'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd'
-SIZE = 170_052_171  # bytes
+SIZE = 170_052_171  # bytes of the archive
 _TIMEOUT = 10  # seconds without an answer
 _RECORD = 1 + 3 * 32 * 32  # bytes: the label, then the red, green and blue planes
 
@@ -33,8 +34,8 @@ _RECORD = 1 + 3 * 32 * 32  # bytes: the label, then the red, green and blue plan
 class Cifar10(cifar.Cifar10, skip_registration=True):
   """The stock builder, fed from `data_dir/cifar-10-binary.tar.gz`.
 
-  `download_and_prepare` raises InputError where the archive is neither there nor
-  to be had, or is not the official one.
+  `download_and_prepare` raises MissingDataError where the archive is neither there
+  nor to be had, InputError where it is not the official one.
   """
 
   name = 'cifar10'
@@ -76,8 +77,8 @@ def _find_archive(data_dir: pathlib.Path) -> pathlib.Path:
       raise InputError(f'{archive} is damaged or not the official archive (its SHA-256 differs): '
                        f'delete it, then run again or put {URL} there.')
     return archive
+  data_dir.mkdir(parents=True, exist_ok=True)
   try:
-    data_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='cifar10-', dir=data_dir) as scratch:
       part = pathlib.Path(scratch, archive.name)
       _download(part)
@@ -85,8 +86,8 @@ def _find_archive(data_dir: pathlib.Path) -> pathlib.Path:
         raise OSError('it came incomplete or altered')
       part.rename(archive)
   except (OSError, http.client.HTTPException) as error:
-    raise InputError(f'CIFAR-10 could not be downloaded ({error}): download {URL} by other means '
-                     f'and put it at {archive}') from error
+    raise MissingDataError(f'CIFAR-10 could not be downloaded ({error}): download {URL} by other means '
+                           f'and put it at {archive}') from error
   return archive
 
 

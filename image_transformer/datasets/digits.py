@@ -13,7 +13,7 @@ from PIL import Image
 import tensorflow_datasets as tfds
 
 _DATA = pathlib.Path(__file__).with_name('digits.npz')
-_NUM_TRAIN = 1_500
+SIZES = {'train': 1_500, 'test': 297}
 
 
 class ImageTransformerDigits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -39,10 +39,10 @@ class ImageTransformerDigits(tfds.core.GeneratorBasedBuilder, skip_registration=
 
   def _split_generators(self, dl_manager):
     # RandomState, because NumPy promises that its stream never changes.
-    rows = np.random.RandomState(0).permutation(1_797)
+    rows = np.random.RandomState(0).permutation(sum(SIZES.values()))
     return {
-        'train': self._generate_examples(rows[:_NUM_TRAIN]),
-        'test': self._generate_examples(rows[_NUM_TRAIN:]),
+        'train': self._generate_examples(rows[:SIZES['train']]),
+        'test': self._generate_examples(rows[SIZES['train']:]),
     }
 
   def _generate_examples(self, rows):

@@ -1,0 +1,19 @@
+"""Your own images: 2D local attention, DMOL, on any folder of PNG, JPEG and WebP files; not in the paper.
+
+  python main.py --config=configs/folder.py --config.folder.path=DIR [--config.folder.size="(64, 64)"]
+
+Hardware: any; a batch of 32 images of 32x32. Time and bits/dim depend on the images.
+
+  python main.py --config=configs/folder.py:smoke --config.folder.path=DIR
+"""
+
+from configs import base, cifar10_2d_dmol
+
+
+def get_config(variant=''):
+  return base.experiment(variant, {
+      **cifar10_2d_dmol.FIELDS,
+      'dataset': 'folder',
+      'model.query_block': (8, 8),
+      'train.batch_size': 32,
+  }, smoke=base.smoke(query_block=(4, 8), memory_flange=(4, 4), num_steps=500, batch_size=4, embedding_gain=20.0))

@@ -1,0 +1,127 @@
+"""Images of your own: a folder of PNG, JPEG and WebP files, fitted to one size and split once and for all.
+
+What was prepared is kept under a name made of the folder's and of a hash of its path and every setting, and is
+used without looking at the folder again.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+import sys
+import tempfile
+
+from etils import epath
+import numpy as np
+from PIL import Image
+import tensorflow_datasets as tfds
+import tqdm
+
+from image_transformer import images
+from image_transformer.config import FolderConfig, ImageSpec
+from image_transformer.errors import InputError, MissingDataError
+
+SPLITS = ('train', 'test')
+_MAX_LINES = 20  # of the summary, when it is printed
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Settings(tfds.core.BuilderConfig):
+  """The builder's config: a FolderConfig with its path made absolute ('' if it has none)."""
+
+  folder: FolderConfig
+
+
+def settings(folder: FolderConfig) -> Settings:
+  if folder.path:  # '' must not become the working directory
+    folder = dataclasses.replace(folder, path=str(epath.Path(folder.path).expanduser().resolve()))
+  digest = hashlib.sha256(json.dumps(dataclasses.asdict(folder), sort_keys=True).encode()).hexdigest()
+  name = re.sub(r'[^\w-]+', '_', epath.Path(folder.path).name) or 'images'
+  return Settings(name=f'{name}-{digest[:8]}', folder=folder)
+
+
+def spec(folder: FolderConfig) -> ImageSpec:
+  return ImageSpec(*folder.size, channels=3)
+
+
+def note(builder: tfds.core.DatasetBuilder) -> str:
+  counts = ' and '.join(f'{split.num_examples:,} {name}' for name, split in builder.info.splits.items())
+  return (f'{counts or "no"} images of {builder.builder_config.folder.path}, kept in {builder.data_path}; '
+          'to prepare them again, delete that directory')
+
+
+class ImageTransformerFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """`id`: the path below the folder; `summary.txt` beside the records names what was left out, and why.
+
+  `download_and_prepare` raises MissingDataError if there is no folder, InputError if too little in it can be used.
+  """
+
+  VERSION = tfds.core.Version('1.0.0')
+
+  def _info(self):
+    return tfds.core.DatasetInfo(
+        builder=self,
+        description='Images of a folder, made smaller.',
+        features=tfds.features.FeaturesDict({
+            'id': tfds.features.Text(),
+            'image': tfds.features.Image(shape=spec(self.builder_config.folder).shape, encoding_format='png'),
+        }),
+    )
+
+  def download_and_prepare(self, **kwargs):
+    if self.data_path.exists():
+      return
+    path = self.builder_config.folder.path
+    if not path:
+      raise MissingDataError('folder.path is not set: name a folder of images, with --config.folder.path=DIR.')
+    if not epath.Path(path).exists():
+      raise MissingDataError(f'folder.path is {path}, which does not exist: name a folder of images.')
+    # Fitted images wait here until all are read and the split is known; the file has no name, so none is left behind.
+    with tempfile.TemporaryFile() as self._spool:
+      self._read()
+      super().download_and_prepare(**kwargs)
+    shown = self._summary[:_MAX_LINES]
+    more = len(self._summary) - len(shown)
+    print(*shown, *([f'  and {more} more in {self.data_path / "summary.txt"}'] if more else []), sep='\n',
+          file=sys.stderr)
+
+  def _read(self):
+    """Spools what can be used, and sets `_splits`, {split: [(digest, id, position in the spool)]}, and `_summary`."""
+    folder = self.builder_config.folder
+    files, kept, left_out = images.find_files(folder.path), {}, []
+    for file in tqdm.tqdm(files, desc='reading images', disable=None):
+      # Names need not be Unicode, but text in a dataset must be.
+      name = str(file.relative_to(folder.path)).encode(errors='replace').decode()
+      try:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        if digest in kept:  # twice, it could be in both splits
+          raise InputError(f'the same file as {kept[digest][0]}')
+        image = images.fit(images.read_image(file, channels=3), *folder.size, crop=folder.crop)
+      except (InputError, OSError) as error:
+        left_out.append(f'  {name}: {str(error).removeprefix(f"{file} ")}')
+        continue
+      self._spool.write(image.tobytes())
+      kept[digest] = name, len(kept)
+    if len(kept) < 2:
+      reason = f' (the first left out: {left_out[0].strip()})' if left_out else ''
+      raise InputError(f'{folder.path} has {len(kept)} usable images among {len(files)} files{reason}; '
+                       '2 are needed, one of them to test with.')
+    # By content, so that the split depends neither on names nor on their order.
+    ordered = [(digest, *kept[digest]) for digest in sorted(kept)]
+    num_test = min(max(round(folder.test_fraction * len(kept)), 1), len(kept) - 1)
+    self._splits = {'train': ordered[num_test:], 'test': ordered[:num_test]}
+    self._summary = [f'{folder.path}: {len(kept)} of {len(files)} files are used, {len(kept) - num_test} to train and '
+                     f'{num_test} to test with' + ('; left out:' if left_out else '.'), *left_out]
+
+  def _split_generators(self, dl_manager):
+    (self.data_path / 'summary.txt').write_text('\n'.join(self._summary) + '\n')
+    return {split: self._generate_examples(examples) for split, examples in self._splits.items()}
+
+  def _generate_examples(self, examples):
+    shape = spec(self.builder_config.folder).shape
+    size = int(np.prod(shape))
+    for digest, name, position in examples:
+      self._spool.seek(position * size)
+      image = np.frombuffer(self._spool.read(size), np.uint8).reshape(shape)
+      # TFDS encodes arrays with TensorFlow, but PIL images with PIL.
+      yield digest, {'id': name, 'image': Image.fromarray(image)}

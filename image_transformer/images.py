@@ -1,0 +1,139 @@
+"""From a picture in a file to uint8 [H, W, C]: finding, reading, fitting, and making smaller. NumPy and PIL."""
+
+import os
+import pathlib
+import warnings
+
+from etils import epath
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from image_transformer.errors import InputError
+
+_FORMATS = ('PNG', 'JPEG', 'WEBP')
+
+
+def find_files(path: os.PathLike | str) -> list[epath.Path]:
+  """Returns the file `path`, or all files below the directory `path`, sorted.
+
+  Files and folders whose names begin with a dot are left out, and links to folders are not followed.
+
+  Raises:
+    InputError: if `path` does not exist, or is a directory without files.
+  """
+  path = epath.Path(path)
+  if path.is_file():
+    return [path]
+  if not path.is_dir():
+    raise InputError(f'{path} does not exist: name a file or a directory.')
+  found = (folder / name for folder, _, names in path.walk() for name in names)
+  files = sorted(file for file in found
+                 if not any(part.startswith('.') for part in file.relative_to(path).parts)
+                 and file.is_file() and not pathlib.Path(file).is_fifo())  # a pipe could be read for ever
+  if not files:
+    raise InputError(f'{path} holds no files: put some there, or name another directory.')
+  return files
+
+
+def read_image(path: os.PathLike | str, channels: int) -> np.ndarray:
+  """Reads a PNG, JPEG or WebP file, which it must be by content, not by name.
+
+  It is turned as EXIF says; what is transparent is laid on white; of an animation the first frame is taken;
+  colour profiles are ignored.
+
+  Args:
+    path: the file.
+    channels: 1 (grey) or 3 (RGB).
+
+  Returns:
+    uint8 [H, W, channels].
+
+  Raises:
+    InputError: naming the file and why it cannot be used. Images above PIL's limit of 89 million pixels are
+      refused by their header, before memory is given to them.
+  """
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('error', Image.DecompressionBombWarning)
+      with epath.Path(path).open('rb') as file, Image.open(file, formats=_FORMATS) as image:
+        return _pixels(image, channels)
+  except UnidentifiedImageError as error:
+    raise InputError(f'{path} is not a PNG, JPEG or WebP image.') from error
+  except Exception as error:  # PIL's decoders raise more than a dozen kinds
+    reason = getattr(error, 'strerror', None) or ' '.join(str(error).split()) or type(error).__name__
+    raise InputError(f'{path} cannot be used as an image ({reason}).') from error
+
+
+def fit(image: np.ndarray, height: int, width: int, crop: bool = True) -> np.ndarray:
+  """Makes an image smaller, first cutting its edges to the new shape's proportions if `crop`.
+
+  Args:
+    image: uint8 [H, W, C].
+    height: of the result.
+    width: of the result.
+    crop: whether to cut the largest such part from the centre; False: the whole image is squeezed.
+
+  Returns:
+    uint8 [height, width, C].
+
+  Raises:
+    InputError: if the image is smaller than the result in either direction.
+  """
+  rows, columns, _ = image.shape
+  if rows < height or columns < width:
+    raise InputError(f'The image is {rows} x {columns} (height x width), but must be at least {height} x {width}.')
+  if crop:
+    new_rows, new_columns = min(rows, round(columns * height / width)), min(columns, round(rows * width / height))
+    top, left = (rows - new_rows) // 2, (columns - new_columns) // 2
+    image = image[top:top + new_rows, left:left + new_columns]
+  return area_resize(image, height, width)
+
+
+def area_resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
+  """Makes images smaller: the mean over each new pixel's area, cut down to an integer as in tensor2tensor.
+
+  Args:
+    images: integers in 0..255, [..., H, W, C].
+    height: in 1..H.
+    width: in 1..W.
+
+  Returns:
+    uint8 [..., height, width, C].
+
+  Raises:
+    ValueError: if the images are not integers, or would become larger.
+  """
+  rows, columns = images.shape[-3:-1]
+  if not np.can_cast(images.dtype, np.int64) or not (0 < height <= rows and 0 < width <= columns):
+    raise ValueError(f'{images.dtype} images of {rows} x {columns} cannot be made {height} x {width}.')
+  sums = _sums(_sums(images, height, axis=-3), width, axis=-2)
+  return (sums // (rows * columns)).astype(np.uint8)
+
+
+def _sums(values: np.ndarray, new_size: int, axis: int) -> np.ndarray:
+  """Sums over new pixels along `axis`, in integers: an old pixel counts as `new_size` long, a new one as the old size.
+
+  Equal to a product with the matrix of overlaps, but without NumPy's threads, which would contend with the training's.
+  """
+  size = values.shape[axis]
+  shape = [-1] + [1] * (-axis - 1)
+  # Where new pixels begin and end: in which old pixel, and how far into it.
+  pixel, inside = np.divmod(np.arange(new_size + 1) * size, new_size)
+  whole = np.add.reduceat(values, pixel[:-1], axis, dtype=np.int64) * new_size
+  before = np.take(values, np.minimum(pixel, size - 1), axis) * inside.reshape(shape)
+  return whole + np.diff(before, axis=axis)
+
+
+def _pixels(image: Image.Image, channels: int) -> np.ndarray:
+  image = ImageOps.exif_transpose(image)
+  if image.mode.startswith('I'):  # 16-bit grey, which PIL would clip to 8 bits
+    values = np.array(image, np.int64)
+    values[values == image.info.get('transparency', -1)] = 65_535
+    image = Image.fromarray(((values * 255 + 32_767) // 65_535).astype(np.uint8))
+  if image.has_transparency_data:
+    image = image.convert('RGBA')
+    image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+  image = image.convert('RGB')
+  if channels == 1:
+    image = image.convert('L')
+  return np.array(image).reshape(image.height, image.width, channels)

@@ -1,0 +1,54 @@
+"""What a trained model is to complete or to enlarge: files of any size, or the first images of a split."""
+
+from etils import epath
+import numpy as np
+
+from image_transformer import data, images
+from image_transformer.errors import InputError
+from image_transformer.runs import Run
+
+
+def read_inputs(run: Run, path: epath.PathLike | None, number: int) -> dict[str, np.ndarray]:
+  """Reads images and makes them fit a model.
+
+  Args:
+    run: the model; its `eval.split` is read where there is no path.
+    path: an image file, or a folder of them. Images are cut to the shape that the model
+      generates and made smaller by area; for super-resolution one may also be of the small
+      size already, and then has no original.
+    number: the first so many; 0 for all.
+
+  Returns:
+    'image' uint8 [N, H, W, C] (absent without originals), 'low_res' for super-resolution, and
+    what else the split holds.
+
+  Raises:
+    InputError: for files that cannot be used.
+  """
+  config, spec = run.config, run.model.spec
+  if path is None:
+    source = data.open_split(config, config.eval.split)
+    number = min(number or len(source), len(source))
+    batch = next(data.eval_batches(source, batch_size=number, num_images=number))
+    return {name: values for name, values in batch.items() if name != 'mask'}
+  files = images.find_files(path)[:number or None]
+  pictures = [images.read_image(file, spec.channels) for file in files]
+  upscale = config.model.upscale
+  small = spec.height // upscale, spec.width // upscale
+  are_small = [picture.shape[:2] == small for picture in pictures] if upscale > 1 else [False]
+  if any(are_small) and not all(are_small):
+    example = files[are_small.index(False)]
+    raise InputError(f'Some files in {path} are {small[0]} x {small[1]} and others are not, such as {example}: '
+                     'give them one kind at a time.')
+  inputs = {}
+  if any(are_small):
+    inputs['low_res'] = np.stack(pictures)
+  else:
+    try:
+      inputs['image'] = np.stack([images.fit(picture, spec.height, spec.width) for picture in pictures])
+    except InputError as error:
+      raise InputError(f'{path}: {error}') from error
+    if upscale > 1:
+      inputs['low_res'] = images.area_resize(inputs['image'], *small)
+  # Files hold bytes; the dataset may have fewer levels.
+  return {name: np.round(values * ((spec.levels - 1) / 255)).astype(np.uint8) for name, values in inputs.items()}

@@ -1,5 +1,6 @@
 # make demo    sets up, trains on embedded digits, evaluates, draws samples (minutes)
-# make test    sets up, runs the tests
+# make test    sets up, runs the tests (minutes)
+# make test-all  the long ones too: every command of the README, every experiment in its small form (an hour)
 # make setup   only sets up: everything in .venv, again when setup.py changes
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV := $(if $(UV),uv venv --quiet --python $(PYTHON),$(PYTHON) -m venv)
 INSTALL := $(if $(UV),uv pip install --python $(RUN),$(RUN) -m pip install --disable-pip-version-check)
 DEMO := runs/digits
 
-.PHONY: demo test setup
+.PHONY: demo test test-all setup
 
 setup: .venv/ready
 
@@ -26,3 +27,6 @@ demo: setup
 
 test: setup
 	$(RUN) -m pytest -q tests
+
+test-all: setup
+	$(RUN) -m pytest -q tests -m ''

@@ -13,10 +13,12 @@ define the run. What is wrong with the input is said in one line, with exit code
 """
 
 from collections.abc import Iterator
+import json
 import math
 import os
 import re
 import sys
+import zlib
 
 # Read when a process or a library starts, so they come before everything else. In a log file,
 # frequent progress bars would be all there is. On Linux the C library's allocator is told to
@@ -43,25 +45,31 @@ from image_transformer.evaluate import make_evaluator
 from image_transformer.inputs import read_inputs
 from image_transformer.metrics import Evaluation, write_results
 from image_transformer.sampling import class_rows, make_sampler, positions_in_rows
-from image_transformer.train import NonFiniteError, Trainer
+from image_transformer.train import NonFiniteError, Trainer, num_train_images
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, such as configs/digits.py or its :smoke.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run. Default: runs/<name of the configuration>.')
 _MODE = flags.DEFINE_string('mode', 'train', 'What to do: train, eval, sample, complete, superres or table.')
 _AVERAGE = flags.DEFINE_integer('average_checkpoints', 1, 'Use the mean of the parameters of so many checkpoints, the '
-                                'newest (not for train).')
-_NUM_SAMPLES = flags.DEFINE_integer('num_samples', None, 'sample: how many images. Default: sample.num_images. '
-                                    'complete, superres: how many of each input. Default: 4.')
-_TEMPERATURE = flags.DEFINE_list('temperature', None, 'sample, complete, superres: one, or several separated by '
-                                 'commas. Default: sample.temperature.')
-_LABELS = flags.DEFINE_list('labels', None, 'sample, complete, superres: classes, repeated to the number of images. '
-                            'Default: rows of each, or those of the inputs.')
-_SEED = flags.DEFINE_integer('seed', 0, 'sample, complete, superres: of the images drawn.')
-_NPZ = flags.DEFINE_bool('npz', False, 'sample, complete, superres: also write all arrays as .npz.')
-_INPUT = flags.DEFINE_string('input', None, 'complete, superres: an image or a folder of them. Default: eval.split.')
-_NUM_INPUTS = flags.DEFINE_integer('num_inputs', 8, 'complete, superres: the first so many inputs; 0: all.')
-_KEEP = flags.DEFINE_integer('keep', None, 'complete: how many rows of each input are given.')
-_CSV = flags.DEFINE_bool('csv', False, 'table: as CSV, not Markdown.')
+                                'newest.')
+_NUM_SAMPLES = flags.DEFINE_integer('num_samples', None, 'How many images; of each input, where there are inputs. '
+                                    'Default: sample.num_images; 4 of each input.')
+_TEMPERATURE = flags.DEFINE_list('temperature', None, 'One, or several separated by commas. Default: '
+                                 'sample.temperature.')
+_LABELS = flags.DEFINE_list('labels', None, 'Classes, repeated to the number of images. Default: rows of each, or '
+                            'those of the inputs.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Of the images drawn.')
+_NPZ = flags.DEFINE_bool('npz', False, 'Also write all arrays as .npz.')
+_INPUT = flags.DEFINE_string('input', None, 'An image or a folder of them. Default: the images of eval.split.')
+_NUM_INPUTS = flags.DEFINE_integer('num_inputs', 8, 'The first so many inputs; 0: all.')
+_KEEP = flags.DEFINE_integer('keep', None, 'How many rows of each input are given.')
+_CSV = flags.DEFINE_bool('csv', False, 'As CSV, not Markdown.')
+
+# Which flags a mode reads, besides --workdir.
+_FLAGS = {'train': ['config'], 'eval': ['config', 'average_checkpoints'], 'table': ['csv']}
+_FLAGS['sample'] = [*_FLAGS['eval'], 'num_samples', 'temperature', 'labels', 'seed', 'npz']
+_FLAGS['superres'] = [*_FLAGS['sample'], 'input', 'num_inputs']
+_FLAGS['complete'] = [*_FLAGS['superres'], 'keep']
 
 
 def train() -> None:
@@ -87,9 +95,20 @@ def evaluate() -> None:
 
 def _report(run: runs.Run, evaluation: Evaluation) -> None:
   workdir, config = _workdir(), run.config
-  write_results(workdir, config, params=run.variables, step=run.step, evaluation=evaluation,
-                num_train_images=data.num_images(config, config.train.split), num_checkpoints=_AVERAGE.value)
-  print(f'{evaluation} of {config.dataset} {config.eval.split}, step {run.step}. In {workdir}: results.json')
+  path = workdir / (f'results_average{_AVERAGE.value}.json' if _AVERAGE.value > 1 else 'results.json')
+  path = _unless_fuller(path, run, evaluation.num_images, workdir / f'results_first{evaluation.num_images}.json')
+  write_results(path, config, params=run.variables, step=run.step, evaluation=evaluation,
+                num_train_images=num_train_images(workdir), num_checkpoints=_AVERAGE.value)
+  print(f'{evaluation} of {config.dataset} {config.eval.split}, step {run.step}. In {workdir}: {path.name}')
+
+
+def _unless_fuller(path: epath.Path, run: runs.Run, num_images: int, other: epath.Path) -> epath.Path:
+  """`path`, or `other` where what stands at `path` was measured on more images, and is still true."""
+  try:
+    old = json.loads(path.read_text())
+  except (FileNotFoundError, ValueError):
+    return path
+  return other if old.get('step') == run.step and old.get('num_images', 0) > num_images else path
 
 
 def _print_note(config: config_lib.Config) -> None:
@@ -143,15 +162,18 @@ def super_resolve() -> None:
     evaluation = make_evaluator(run.model, run.config.eval.batch_size)(params, elements)
     print(f'{evaluation}, each given its small form')
   print(superres.table(measures))
-  path = _workdir() / ('samples/superres.json' if _INPUT.value else 'superres.json')
+  path = _path(run, '_superres', log_probs).with_suffix('.json')
+  if not _INPUT.value and not _LABELS.value:  # what the tables show
+    path = _unless_fuller(_workdir() / 'superres.json', run, len(samples), path)
   superres.write_report(path, measures, evaluation, dataset=run.config.dataset, step=run.step,
-                        source=_INPUT.value or run.config.eval.split, num_samples=samples.shape[1], seed=_SEED.value)
+                        num_checkpoints=_AVERAGE.value, source=_INPUT.value or run.config.eval.split,
+                        labels=_LABELS.value, num_samples=samples.shape[1], seed=_SEED.value)
   print(f'Wrote {path}')
 
 
 def table() -> None:
-  entries = [tables.Entry(row, row.config and paper.load(row.config), row.config and paper.load(paper.smoke(row.config)))
-             for row in paper.ROWS]
+  entries = [tables.Entry(row, paper.load(row.config), paper.load(paper.smoke(row.config))) if row.config else
+             tables.Entry(row, None, None) for row in paper.ROWS]
   print(tables.render(entries, tables.collect(epath.Path(_WORKDIR.value or 'runs').expanduser()), as_csv=_CSV.value))
 
 
@@ -160,10 +182,13 @@ def _load() -> runs.Run:
   check(0 <= _SEED.value < 2**32, '--seed', _SEED.value, 'in 0..2^32-1')
   check(_NUM_SAMPLES.value is None or _NUM_SAMPLES.value > 0, '--num_samples', _NUM_SAMPLES.value, 'positive')
   check(_NUM_INPUTS.value >= 0, '--num_inputs', _NUM_INPUTS.value, '0 (all) or positive')
-  good = all(re.fullmatch(r'\d*\.?\d+(e-?\d+)?', word) and float(word) > 0 for word in _TEMPERATURE.value or ['1'])
+  check(_INPUT.value != '', '--input', '', 'a file or a folder')
+  good = all(re.fullmatch(r'\d*\.?\d+(e-?\d+)?', word) and 0 < float(word) < math.inf
+             for word in _TEMPERATURE.value or ['1'])
   check(good and _TEMPERATURE.value != [], '--temperature', ','.join(_TEMPERATURE.value or ()),
         'one or more positive numbers, separated by commas')
-  return runs.load(_workdir(), _given_config(), _AVERAGE.value)
+  config = _given_config()
+  return runs.load(_workdir(), config and data.with_stand_in(config), _AVERAGE.value)
 
 
 def _inputs(run: runs.Run) -> dict[str, np.ndarray]:
@@ -201,10 +226,21 @@ def _labels(run: runs.Run, number: int) -> dict[str, np.ndarray]:
   return {'label': np.resize(np.array(words, np.int32), number)}
 
 
+def _path(run: runs.Run, kind: str, log_probs: np.ndarray) -> epath.Path:
+  """A name for pictures that says all that they depend on, so that no other picture is overwritten."""
+  parts = [f'{run.step:07d}{kind}', epath.Path(_INPUT.value).stem if _INPUT.value else '',
+           'x'.join(map(str, log_probs.shape)), f'seed{_SEED.value}']
+  if _LABELS.value:
+    labels = '-'.join(_LABELS.value)
+    parts.append('labels' + (labels if len(labels) <= 40 else f'{zlib.crc32(labels.encode()):08x}'))
+  if _AVERAGE.value > 1:
+    parts.append(f'average{_AVERAGE.value}')
+  return _workdir() / 'samples' / ('_'.join(filter(None, parts)) + '.png')
+
+
 def _write(run: runs.Run, kind: str, temperature: float, picture: np.ndarray, **arrays: np.ndarray) -> None:
-  labels = '_labels' + '-'.join(_LABELS.value)[:40] if _LABELS.value else ''
-  name = f'{run.step:07d}{kind}{labels}_seed{_SEED.value}_temperature{temperature:g}'
-  path = _workdir() / 'samples' / f'{name}.png'
+  path = _path(run, kind, arrays['log_probs'])
+  path = path.with_name(f'{path.stem}_temperature{temperature:g}.png')
   pictures.write_png(path, picture)
   print(f'Wrote {path}')
   if _NPZ.value:
@@ -222,8 +258,8 @@ def _workdir() -> epath.Path:
     return epath.Path(_WORKDIR.value).expanduser()
   if _CONFIG.value is None:
     raise InputError('Nothing to do: give --config=configs/NAME.py, or --workdir=DIR of a run.')
-  name = os.path.basename(config_flags.get_config_filename(flags.FLAGS['config']))
-  return epath.Path('runs') / re.sub(r'\.py(:(.*))?$', lambda match: '_' + match[2].replace(',', '_') if match[2] else '', name)
+  name, _, variant = os.path.basename(config_flags.get_config_filename(flags.FLAGS['config'])).partition(':')
+  return epath.Path('runs') / '_'.join([name.removesuffix('.py'), *filter(None, variant.split(','))])
 
 
 def _last_line(error: Exception) -> str:
@@ -247,6 +283,9 @@ def main(argv: list[str]) -> int:
       _CONFIG.value and _CONFIG.value.keys()  # a file that could not be loaded shows only on use
     except InputError:
       raise
+    except flags.UnrecognizedFlagError as error:
+      hint = '; it needs --config=configs/NAME.py before it' if error.flagname.startswith('config.') else ''
+      raise InputError(_last_line(error) + hint) from error
     # Besides absl's own errors, ml_collections lets those of a missing or broken configuration
     # file and of an unknown or mistyped field through.
     except (flags.Error, OSError, ImportError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -255,6 +294,10 @@ def main(argv: list[str]) -> int:
       raise InputError(f'Unexpected argument {rest[1]!r}; flags begin with --.')
     if _MODE.value not in _MODES:
       raise InputError(f'--mode is {_MODE.value!r}, but must be one of {", ".join(_MODES)}.')
+    for name in {name for names in _FLAGS.values() for name in names}.difference(_FLAGS[_MODE.value]):
+      if flags.FLAGS[name].present:
+        readers = ', '.join(mode for mode, names in _FLAGS.items() if name in names)
+        raise InputError(f'--{name} means nothing to --mode={_MODE.value}; leave it out. It is for: {readers}.')
     _MODES[_MODE.value]()
   except (InputError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
     print(f'Error: {error}', file=sys.stderr)

@@ -16,4 +16,4 @@ from configs import base
 def get_config(variant=''):
   return base.experiment(variant, {
       'optimizer.learning_rate': base.noam_peak(0.5, 512),
-  }, smoke=base.smoke(query_block=(96,), memory_flange=(96,), num_steps=1500, batch_size=2))
+  }, smoke=base.smoke(query_block=(96,), memory_flange=(96,), num_steps=600))

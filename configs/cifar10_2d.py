@@ -23,4 +23,4 @@ def get_config(variant=''):
       'model.dropout': 0.0,
       'train.batch_size': 8,
       'optimizer.learning_rate': base.noam_peak(0.1, 512),
-  }, smoke=base.smoke(query_block=(4, 8), memory_flange=(4, 4), num_steps=1500, batch_size=2))
+  }, smoke=base.smoke(query_block=(4, 8), memory_flange=(4, 4), num_steps=600))

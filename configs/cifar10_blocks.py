@@ -1,4 +1,4 @@
-"""CIFAR-10, the paper's block-size experiment: 8 layers, 1D, categorical; the block size is the argument.
+"""CIFAR-10, the paper's block-size experiment: 8 layers, 1D, categorical. The argument is the block size, or else 256.
 
   python main.py --config=configs/cifar10_blocks.py:64
 
@@ -13,7 +13,7 @@ from image_transformer.errors import InputError
 
 
 def get_config(variant='256'):
-  size, _, variant = variant.partition(',')
+  size, _, variant = (f'256,{variant}' if variant in ('', 'smoke') else variant).partition(',')
   if not size.isdecimal() or not int(size):
     raise InputError(f'cifar10_blocks.py needs a block size, such as :64 or :64,smoke, and not :{size}.')
   blocks = {'query_block': (int(size),), 'memory_flange': (int(size),)}
@@ -22,4 +22,4 @@ def get_config(variant='256'):
       'model.num_layers': 8,
       'model.num_heads': 8,
       'optimizer.learning_rate': base.noam_peak(0.1, 512),
-  }, smoke=base.smoke(num_steps=500, **blocks))
+  }, smoke=base.smoke(num_steps=300, **blocks))

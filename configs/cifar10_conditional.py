@@ -21,4 +21,4 @@ def get_config(variant=''):
       'model.class_conditional': True,
       'optimizer.learning_rate': base.noam_peak(0.1, 512),
       'sample.num_images': 40,
-  }, smoke=base.smoke(query_block=(96,), memory_flange=(96,), num_steps=1500, batch_size=2))
+  }, smoke=base.smoke(query_block=(96,), memory_flange=(96,), num_steps=600))

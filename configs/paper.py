@@ -36,8 +36,11 @@ ROWS = (
     Row(_IMAGENET, '1D, categorical, 12 layers, mean of checkpoints', '3.77', 'imagenet32_1d.py', num_checkpoints=8),
     Row(_CIFAR10_SUPERRES, '1D, categorical', '', 'cifar10_superres_1d.py'),
     Row(_CIFAR10_SUPERRES, '2D, categorical', '', 'cifar10_superres_2d.py'),
-    Row(_CELEBA_SUPERRES, '1D, categorical', '', 'celeba_superres_1d.py', judges={0.8: '35.94 +- 3.0'}),
-    Row(_CELEBA_SUPERRES, '2D, categorical', '', 'celeba_superres_2d.py', judges={0.8: '36.11 +- 2.5'}),
+    Row(_CELEBA_SUPERRES, 'ResNet', '', judges={'': '4.0'}),
+    Row(_CELEBA_SUPERRES, 'srez GAN', '', judges={'': '8.5'}),
+    Row(_CELEBA_SUPERRES, 'PixelRecursive', '', judges={'1': '11.0'}),
+    Row(_CELEBA_SUPERRES, '1D, categorical', '', 'celeba_superres_1d.py', judges={'0.8': '35.94 +- 3.0'}),
+    Row(_CELEBA_SUPERRES, '2D, categorical', '', 'celeba_superres_2d.py', judges={'0.8': '36.11 +- 2.5'}),
     Row(_CELEBA_SUPERRES, '2D, categorical, pre-norm, 6 + 12 layers', '', 'celeba_superres_2d_best.py'),
 )
 

@@ -44,14 +44,12 @@ class Checkpoints:
       self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
 
   def restore(self, like: Any, step: int | None = None) -> Any:
-    """A state, by default the newest, as host arrays in the structure, shapes and types of `like`.
+    """A state that was saved, by default the newest, as host arrays in the structure, shapes and types of `like`.
 
     Raises:
-      InputError: if there is none, or it does not fit `like`.
+      InputError: if it does not fit `like`.
     """
     step = self.latest_step if step is None else step
-    if step is None:
-      raise InputError(f'There is no checkpoint in {self._folder}; train first with the same --workdir.')
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
       args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))

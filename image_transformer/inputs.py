@@ -26,12 +26,12 @@ def read_inputs(run: Run, path: epath.PathLike | None, number: int) -> dict[str,
     InputError: for files that cannot be used.
   """
   config, spec = run.config, run.model.spec
-  if path is None:
+  if not path:
     source = data.open_split(config, config.eval.split)
     number = min(number or len(source), len(source))
     batch = next(data.eval_batches(source, batch_size=number, num_images=number))
     return {name: values for name, values in batch.items() if name != 'mask'}
-  files = images.find_files(path)[:number or None]
+  files = images.find_files(epath.Path(path).expanduser())[:number or None]
   pictures = [images.read_image(file, spec.channels) for file in files]
   upscale = config.model.upscale
   small = spec.height // upscale, spec.width // upscale
@@ -40,15 +40,18 @@ def read_inputs(run: Run, path: epath.PathLike | None, number: int) -> dict[str,
     example = files[are_small.index(False)]
     raise InputError(f'Some files in {path} are {small[0]} x {small[1]} and others are not, such as {example}: '
                      'give them one kind at a time.')
-  inputs = {}
-  if any(are_small):
-    inputs['low_res'] = np.stack(pictures)
-  else:
-    try:
-      inputs['image'] = np.stack([images.fit(picture, spec.height, spec.width) for picture in pictures])
-    except InputError as error:
-      raise InputError(f'{path}: {error}') from error
-    if upscale > 1:
-      inputs['low_res'] = images.area_resize(inputs['image'], *small)
   # Files hold bytes; the dataset may have fewer levels.
-  return {name: np.round(values * ((spec.levels - 1) / 255)).astype(np.uint8) for name, values in inputs.items()}
+  pictures = [np.round(picture * ((spec.levels - 1) / 255)).astype(np.uint8) for picture in pictures]
+  if any(are_small):
+    return {'low_res': np.stack(pictures)}
+  inputs = {'image': np.stack([_fit(*pair, spec.shape[:2]) for pair in zip(files, pictures)])}
+  if upscale > 1:
+    inputs['low_res'] = np.stack([_fit(*pair, small) for pair in zip(files, pictures)])
+  return inputs
+
+
+def _fit(file, picture, size):
+  try:
+    return images.fit(picture, *size)
+  except InputError as error:
+    raise InputError(f'{file}: {error}') from error

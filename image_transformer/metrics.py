@@ -110,16 +110,16 @@ def training_seconds(workdir: epath.Path) -> float:
   return max((line['seconds'] for line in read_metrics(workdir) if 'seconds' in line), default=0.0)
 
 
-def write_results(workdir: epath.Path, config: Config, *, params: Any, step: int, num_train_images: int,
+def write_results(path: epath.Path, config: Config, *, params: Any, step: int, num_train_images: int,
                   evaluation: Evaluation, num_checkpoints: int = 1) -> None:
   """Writes results.json: the exact bits/dim of a checkpoint and all that is needed to read the number.
 
   Args:
-    workdir: the run.
+    path: the file, in the workdir of the run.
     config: its configuration.
     params: the parameters evaluated, for their number.
     step: after how many steps.
-    num_train_images: how many images `config.train.split` holds.
+    num_train_images: on how many images it was trained.
     evaluation: of `config.eval.split`.
     num_checkpoints: of how many checkpoints the parameters are the mean.
   """
@@ -133,10 +133,10 @@ def write_results(workdir: epath.Path, config: Config, *, params: Any, step: int
       'num_checkpoints': num_checkpoints,
       'seed': config.seed,
       'num_parameters': sum(leaf.size for leaf in jax.tree.leaves(params)),
-      'training_seconds': training_seconds(workdir),
+      'training_seconds': training_seconds(path.parent),
       **environment(),
   }
-  write_whole(workdir / 'results.json', json.dumps(results, indent=2) + '\n')
+  write_whole(path, json.dumps(results, indent=2) + '\n')
 
 
 def environment() -> dict[str, Any]:

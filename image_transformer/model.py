@@ -101,7 +101,8 @@ class ImageTransformer(nn.Module):
     c = self.config
     missing = [name for name in self.conditions if not isinstance(given, Mapping) or name not in given]
     if missing:
-      raise InputError(f'This model is conditioned on {" and ".join(missing)}: given must be a dictionary that holds it.')
+      raise InputError(f'This model is conditioned on {" and ".join(missing)}: `given` must be a dictionary with '
+                       'an entry of that name.')
     vector = self.classes(given['label']) if c.class_conditional else None
     if c.upscale == 1:
       return Encoded(vector, [None] * c.num_layers)

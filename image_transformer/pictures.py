@@ -7,6 +7,9 @@ import numpy as np
 from PIL import Image
 
 
+_MAX_STRIPS = 32  # rows; more would be a picture that nobody can open
+
+
 def grid(images: np.ndarray, levels: int, columns: int, height: int = 640) -> np.ndarray:
   """Lays images out in rows on a dark ground.
 
@@ -33,11 +36,12 @@ def grid(images: np.ndarray, levels: int, columns: int, height: int = 640) -> np
 
 
 def strips(columns: Sequence[np.ndarray], levels: int) -> np.ndarray:
-  """One row per image, from columns of images [N, h, w, C] whose sizes may differ: the smaller are magnified.
+  """A row for each of the first images, from columns [N, h, w, C] whose sizes may differ: the smaller are magnified.
 
   Returns:
     uint8 [height, width, 3].
   """
+  columns = [column[:_MAX_STRIPS] for column in columns]
   height = max(column.shape[1] for column in columns)
   scales = [height // column.shape[1] for column in columns]
   same = [column.repeat(scale, axis=1).repeat(scale, axis=2) for column, scale in zip(columns, scales)]

@@ -19,8 +19,8 @@ from image_transformer.optimizers import make_optimizer
 from image_transformer.train import init_state
 
 # What a run may change on the way; everything else defines it.
-_FREE = ('data_dir', 'stand_in', 'eval', 'sample', 'model.remat', 'train.steps', 'train.log_every', 'train.checkpoint_every',
-         'train.keep_checkpoints', 'train.eval_every', 'train.sample_every')
+_FREE = ('data_dir', 'stand_in', 'eval', 'sample', 'model.remat', 'train.steps', 'train.log_every',
+         'train.checkpoint_every', 'train.keep_checkpoints', 'train.eval_every', 'train.sample_every')
 
 
 class Run(NamedTuple):
@@ -48,13 +48,13 @@ def read_config(workdir: epath.PathLike) -> Config:
 
 
 def write_config(workdir: epath.Path, config: Config) -> None:
-  """Writes config.json, in a new workdir, over one of the same run, or over one that never got to a checkpoint.
+  """Writes config.json, in a new workdir, over one of the same run, or over one that got nowhere.
 
   Raises:
     InputError: if the workdir holds another run; nothing is changed then.
   """
   if (workdir / 'config.json').exists():
-    if latest_step(workdir) is not None:
+    if latest_step(workdir) is not None or (workdir / 'results.json').exists():
       _check_same_run(workdir, read_config(workdir), config)
   elif workdir.exists() and any(workdir.iterdir()):
     raise InputError(f'{workdir} is not empty and holds no run; choose another --workdir.')
@@ -69,7 +69,7 @@ def _check_same_run(workdir, old, new):
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-  """The fields in which one run differs from another, with both values; those that may change on the way do not count."""
+  """The fields in which two runs differ, with both values; those that may change on the way do not count."""
   old, new = _flatten(dataclasses.asdict(old)), _flatten(dataclasses.asdict(new))
   # A cosine ends at the last step, so there the number of steps shapes the whole run.
   free = set(_FREE) - ({'train.steps'} if new['optimizer.schedule'] == 'cosine' else set())
@@ -102,9 +102,11 @@ def load(workdir: epath.PathLike, config: Config | None = None, num_checkpoints:
   config = config or saved
   model = make_model(config.model, data.image_spec(config))
   optimizer = make_optimizer(config.optimizer, config.train.steps)
+  if latest_step(workdir) is None:
+    raise InputError(f'There is no checkpoint in {workdir}; train first with the same --workdir.')
   with Checkpoints(workdir) as checkpoints:
     steps = checkpoints.steps[-num_checkpoints:]
-    check(len(steps) in (0, num_checkpoints), '--average_checkpoints', num_checkpoints,
+    check(len(steps) == num_checkpoints, '--average_checkpoints', num_checkpoints,
           f'at most {len(steps)}, the number of checkpoints in {workdir}; train.keep_checkpoints decides how many')
     like = jax.eval_shape(lambda: init_state(model, optimizer, config))
     # One after the other, so that only two are in memory.

@@ -13,6 +13,7 @@ from typing import Any
 import dm_pix
 from etils import epath
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -61,29 +62,27 @@ def measure(low_res: np.ndarray, samples: np.ndarray, originals: np.ndarray | No
     which is what an unrelated picture would score (with two images or more); with originals
     `psnr` (dB, at most 100) and `ssim`.
   """
-  number, num_samples, height, width, _ = samples.shape
-  small = area_resize(samples, *low_res.shape[1:3]) / (levels - 1)
-  inputs = low_res / (levels - 1)
+  small = area_resize(samples, *low_res.shape[1:3])
 
-  def error(inputs):
-    return np.square(small - inputs[:, None]).mean(axis=(1, 2, 3, 4))
+  def errors(inputs):
+    # One image at a time: as floats, all of a test set would not fit into memory.
+    return [np.square((ours - one.astype(float)) / (levels - 1)).mean() for ours, one in zip(small, inputs)]
 
-  measures = {'consistency': error(inputs)}
-  if number > 1:
-    measures['mismatch'] = error(np.roll(inputs, -1, axis=0))
+  measures = {'consistency': errors(low_res)}
+  if len(samples) > 1:
+    measures['mismatch'] = errors(np.roll(low_res, -1, axis=0))
   if originals is not None:
-    size = min(11, height, width)
+    size = min(11, *originals.shape[1:3])
     # SSIM's window is odd, and images may be smaller than the usual 11 pixels.
     window = size - 1 + size % 2
 
     def compare(sample, original):
-      ssim = dm_pix.ssim(sample, original, filter_size=window)
-      return dm_pix.psnr(sample, original), ssim
+      sample, original = (x.astype(jnp.float32) / (levels - 1) for x in (sample, original))
+      return dm_pix.psnr(sample, original), dm_pix.ssim(sample, original, filter_size=window)
 
-    pairs = samples.astype(np.float32) / (levels - 1), originals.astype(np.float32) / (levels - 1)
-    psnr, ssim = jax.jit(jax.vmap(jax.vmap(compare, (0, None))))(*pairs)
-    measures['psnr'] = np.minimum(psnr, 100).mean(axis=1)
-    measures['ssim'] = np.asarray(ssim).mean(axis=1)
+    compare_all = jax.jit(jax.vmap(compare, (0, None)))
+    psnr, ssim = np.transpose([compare_all(*pair) for pair in zip(samples, originals)], (1, 0, 2))
+    measures |= {'psnr': np.minimum(psnr, 100).mean(axis=1), 'ssim': ssim.mean(axis=1)}
   return {name: np.asarray(values, np.float64) for name, values in measures.items()}
 
 
@@ -106,7 +105,7 @@ def write_report(path: epath.Path, measures: Mapping[str, Mapping[str, np.ndarra
 
   report = {
       **about,
-      'num_images': len(next(iter(measures['bicubic'].values()))),
+      'num_images': len(measures['bicubic']['consistency']),
       'bits_per_dim': None if evaluation is None else summary(bits_per_dim(evaluation.nats, evaluation.num_dims)),
       **{way: {name: summary(values) for name, values in of_way.items()} for way, of_way in measures.items()},
       **environment(),

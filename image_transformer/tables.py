@@ -10,6 +10,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -18,11 +19,16 @@ from image_transformer import data, runs
 from image_transformer.config import Config
 from image_transformer.errors import InputError
 
-Line = dict[str, str]
+Line = dict[str, Any]  # column -> what stands in it; numbers as numbers
 
-_COLUMNS = ('row', 'published', 'ours', 'images', 'training images', 'steps', 'parameters', 'device', 'hours', 'commit',
-            'remarks')
-_SAMPLE_COLUMNS = ('row', 'temperature', 'judges fooled, published', 'consistency', 'PSNR', 'SSIM', 'images',
+# What reports must hold to be read.
+_RESULTS = ('bits_per_dim', 'standard_error', 'split', 'num_images', 'num_train_images', 'step', 'num_parameters',
+            'seed', 'num_devices', 'device_kind', 'training_seconds', 'commit')
+_SAMPLES = ('source', 'num_images', 'num_samples', 'step', 'commit', 'bicubic')
+
+_COLUMNS = ('row', 'published', 'ours', 'standard error', 'images', 'training images', 'steps', 'parameters', 'device',
+            'hours', 'commit', 'remarks')
+_SAMPLE_COLUMNS = ('row', 'temperature', 'judges fooled', 'consistency', 'PSNR', 'SSIM', 'images',
                    'samples of each', 'commit', 'remarks')
 
 
@@ -35,7 +41,8 @@ class Row:
   published: str  # bits/dim; '' where there is no number
   config: str | None = None  # what is typed after `configs/`
   num_checkpoints: int = 1  # over how many checkpoints parameters are averaged
-  judges: Mapping[float, str] = dataclasses.field(default_factory=dict)  # temperature -> % of human judges fooled
+  # Super-resolution: % of human judges fooled by samples, by temperature ('' where there is none).
+  judges: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Entry(NamedTuple):
@@ -65,17 +72,22 @@ def collect(folder: epath.PathLike) -> list[Found]:
   if not folder.is_dir():
     raise InputError(f'There is no folder {folder}: --workdir must hold the folders of runs.')
 
-  def read(path):
+  def read(path, needed):
     try:
-      return json.loads(path.read_text())
-    except ValueError as error:
-      raise InputError(f'{path} cannot be read ({error}); repeat --mode=eval there, or remove it.') from error
+      report = json.loads(path.read_text())
+      report.update((name, report[name]) for name in needed)  # raises what a report without them would, later
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+      raise InputError(f'{path} is not a report of this program ({error!r}); repeat the evaluation, or remove '
+                       'it.') from error
+    return report
 
   found = []
-  for path in sorted(parent / name for parent, _, names in folder.walk() for name in names if name == 'results.json'):
+  for path in sorted(parent / name for parent, _, names in folder.walk() for name in names
+                     if re.fullmatch(r'results(_average\d+)?\.json', name)):
     samples = path.parent / 'superres.json'
-    found.append(Found(path.parent, runs.read_config(path.parent), read(path),
-                       read(samples) if samples.exists() else None))
+    shown = path.name == 'results.json' and samples.exists()
+    found.append(Found(path.parent, runs.read_config(path.parent), read(path, _RESULTS),
+                       read(samples, _SAMPLES) if shown else None))
   return found
 
 
@@ -91,7 +103,7 @@ def render(entries: Sequence[Entry], found: Sequence[Found], as_csv: bool = Fals
     tables.setdefault(entry.row.table, []).extend(_lines(entry, own))
     samples.extend(_sample_lines(entry, own))
   if others:
-    tables['Other runs'] = [_line(str(run.folder), '', run, []) for run in others]
+    tables['Other runs'] = [_line(str(run.folder), '', run, [run.config.dataset, *_parts(run)]) for run in others]
   if samples:
     tables['Samples of super-resolution'] = samples
   if as_csv:
@@ -114,26 +126,40 @@ def _form(entry: Entry, run: Found) -> str | None:
 
 def _missing(entry: Entry, run: Found) -> list[str]:
   """Why a run with the row's configuration, in either form, is not the row's number."""
-  results, config = run.results, run.config
+  results = run.results
   missing = [':smoke, a small model'] if _form(entry, run) == 'smoke' else []
   if results['split'] != entry.full.eval.split:
     missing.append(f'on {results["split"]}')
-  for what, count, split in (('training', results['num_train_images'], config.train.split),
-                             (results['split'], results['num_images'], results['split'])):
-    full = data.full_size(config, split)
-    if count != full:
-      missing.append(f'{count:,} of {full:,} {what} images' if full else f'{count:,} images of {split}')
-  if not missing and results['step'] < entry.full.train.steps:
-    missing.append(f'step {results["step"]:,} of {entry.full.train.steps:,}')
-  if results.get('num_checkpoints', 1) != entry.row.num_checkpoints:
-    missing.append(f'mean of {results.get("num_checkpoints", 1)} checkpoint(s), not {entry.row.num_checkpoints}')
+  missing += _parts(run)
+  steps = getattr(entry, _form(entry, run)).train.steps
+  if results['step'] != steps:
+    missing.append(f'step {results["step"]:,}, not {steps:,}')
+  if _checkpoints(results) != entry.row.num_checkpoints:
+    missing.append(f'mean of {_checkpoints(results)} checkpoint(s), not {entry.row.num_checkpoints}')
   return missing
+
+
+def _checkpoints(report: dict[str, Any]) -> int:
+  return report.get('num_checkpoints', 1)
+
+
+def _parts(run: Found) -> list[str]:
+  """Of which splits only a part was used."""
+  results, parts = run.results, []
+  for what, count, split in (('training', results['num_train_images'], run.config.train.split),
+                             (results['split'], results['num_images'], results['split'])):
+    full = data.full_size(run.config, split)
+    if count is None or count != full:
+      number = 'an unknown number' if count is None else f'{count:,}'
+      parts.append(f'{number} of {full:,} {what} images' if full else f'{number} of images of {split}')
+  return parts
 
 
 def _lines(entry: Entry, own: Sequence[Found]) -> Iterator[Line]:
   row = entry.row
   if row.config is None:
-    yield {'row': row.model, 'published': row.published}
+    if row.published:
+      yield {'row': row.model, 'published': row.published}
     return
   whole = [run for run in own if not _missing(entry, run)]
   for run in whole:
@@ -147,49 +173,51 @@ def _lines(entry: Entry, own: Sequence[Found]) -> Iterator[Line]:
 
 def _line(name: str, published: str, run: Found, remarks: Sequence[str]) -> Line:
   results = run.results
-  error = results['standard_error']
+  about = [f'mean of {_checkpoints(results)} checkpoints'] if _checkpoints(results) > 1 else []
+  about += [f'seed {results["seed"]}'] if results['seed'] else []
   return {
       'row': name,
       'published': published,
-      'ours': f'{results["bits_per_dim"]:.4f}' + ('' if error is None else f' +- {error:.4f}'),
-      'images': f'{results["num_images"]:,}',
-      'training images': f'{results["num_train_images"]:,}',
-      'steps': f'{results["step"]:,}',
-      'parameters': f'{results["num_parameters"]:,}',
+      'ours': results['bits_per_dim'],
+      'standard error': results['standard_error'],
+      'images': results['num_images'],
+      'training images': results['num_train_images'],
+      'steps': results['step'],
+      'parameters': results['num_parameters'],
       'device': f'{results["num_devices"]} x {results["device_kind"]}',
-      'hours': f'{results["training_seconds"] / 3600:.2f}',
-      'commit': results['commit'] or '',
-      'remarks': '; '.join([*remarks, *([f'seed {results["seed"]}'] if results['seed'] else [])]),
+      'hours': round(results['training_seconds'] / 3600, 2),
+      'commit': results['commit'],
+      'remarks': '; '.join([*remarks, *about]),
   }
 
 
 def _sample_lines(entry: Entry, own: Sequence[Found]) -> Iterator[Line]:
-  row, whole = entry.row, False
+  name = f'{entry.row.table}: {entry.row.model}'
+  for temperature, judges in entry.row.judges.items():
+    yield {'row': f'{name}, published', 'temperature': temperature, 'judges fooled': f'{judges} %'}
   for run in own:
-    if run.samples is None:
+    samples, missing = run.samples, _missing(entry, run)
+    if samples is None:
       continue
-    missing = _missing(entry, run)
-    whole = whole or not missing
-    for way, measures in run.samples.items():
-      if way != 'bicubic' and not way.startswith('temperature '):
-        continue
-      temperature = way.removeprefix('temperature ')
-      judges = '' if missing or way == 'bicubic' else row.judges.get(float(temperature), '')
-      yield {
-          'row': f'{row.table}: {row.model}' + (': not this row' if missing else ''),
-          'temperature': temperature,
-          'judges fooled, published': judges and f'{judges} %',
-          **{title: f'{measures[name]["mean"]:.4f}'
-             for title, name in (('consistency', 'consistency'), ('PSNR', 'psnr'), ('SSIM', 'ssim'))},
-          'images': f'{run.samples["num_images"]:,}',
-          'samples of each': '' if way == 'bicubic' else str(run.samples['num_samples']),
-          'commit': run.samples['commit'] or '',
-          'remarks': '; '.join(missing),
-      }
-  if not whole:
-    for temperature, judges in row.judges.items():
-      yield {'row': f'{row.table}: {row.model}', 'temperature': f'{temperature:g}',
-             'judges fooled, published': f'{judges} %', 'remarks': 'not run'}
+    if samples['source'] != run.results['split']:
+      missing.append(f'images of {samples["source"]}')
+    if samples['num_images'] != run.results['num_images']:
+      missing.append(f'the first {samples["num_images"]:,} images only')
+    if _checkpoints(samples) != entry.row.num_checkpoints:
+      missing.append(f'mean of {_checkpoints(samples)} checkpoint(s), not {entry.row.num_checkpoints}')
+    if samples['step'] != run.results['step']:  # drawn before the training went on
+      missing.append(f'samples of step {samples["step"]:,}')
+    for way, measures in samples.items():
+      if way == 'bicubic' or way.startswith('temperature '):
+        yield {
+            'row': name if not missing else f'{name}: not this row',
+            'temperature': way.removeprefix('temperature '),
+            **{title: measures[title.lower()]['mean'] for title in ('consistency', 'PSNR', 'SSIM')},
+            'images': samples['num_images'],
+            'samples of each': None if way == 'bicubic' else samples['num_samples'],
+            'commit': samples['commit'],
+            'remarks': '; '.join(missing),
+        }
 
 
 def _columns(name: str) -> Sequence[str]:
@@ -198,8 +226,14 @@ def _columns(name: str) -> Sequence[str]:
 
 def _markdown(name: str, lines: Sequence[Line]) -> str:
   columns = _columns(name)
-  table = [columns, ['---'] * len(columns), *([line.get(column, '') for column in columns] for line in lines)]
+  table = [columns, ['---'] * len(columns), *([_cell(line.get(column)) for column in columns] for line in lines)]
   return '\n'.join([f'### {name}', '', *('| ' + ' | '.join(cells) + ' |' for cells in table)])
+
+
+def _cell(value: Any) -> str:
+  if isinstance(value, float):
+    return f'{value:.4f}'
+  return '' if value is None else f'{value:,}' if isinstance(value, int) else value
 
 
 def _csv(tables: Mapping[str, Sequence[Line]]) -> str:

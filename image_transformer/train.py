@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -18,8 +19,8 @@ from image_transformer import data, devices, pictures, superres
 from image_transformer.checkpoints import Checkpoints, latest_step
 from image_transformer.config import Config, check
 from image_transformer.errors import InputError
-from image_transformer.evaluate import Evaluation, make_evaluator
-from image_transformer.metrics import MetricsLog, bits_per_dim, training_seconds
+from image_transformer.evaluate import make_evaluator
+from image_transformer.metrics import Evaluation, MetricsLog, bits_per_dim, training_seconds, write_whole
 from image_transformer.model import ImageTransformer, init_params, make_model
 from image_transformer.optimizers import learning_rate, make_optimizer
 from image_transformer.sampling import class_rows, make_sampler
@@ -103,6 +104,12 @@ def _due(step: int, every: int) -> bool:
   return every > 0 and step % every == 0
 
 
+def num_train_images(workdir: epath.Path) -> int | None:
+  """How many images a run is trained on, as `data.json` in its workdir says; None where there is no such file."""
+  path = workdir / 'data.json'
+  return json.loads(path.read_text())['num_train_images'] if path.exists() else None
+
+
 class Trainer:
   """One training run in a workdir, going on from its newest checkpoint.
 
@@ -125,6 +132,10 @@ class Trainer:
     self.eval_source = data.open_split(config, config.eval.split)
     check(config.eval.num_images <= len(self.eval_source), 'eval.num_images', config.eval.num_images,
           f'at most {len(self.eval_source)}, what {config.eval.split} holds')
+    trained_on, here = num_train_images(workdir), len(self.train_source)
+    if step is not None and trained_on not in (None, here):
+      raise InputError(f'{config.dataset} {config.train.split} holds {here} images here, but the run in {workdir} was '
+                       f'trained on {trained_on}: give the data_dir that it began with, or another --workdir.')
     self._optimizer = make_optimizer(config.optimizer, config.train.steps)
     self._rate = learning_rate(config.optimizer, config.train.steps)
     self._step = devices.pmap(make_train_step(self.model, self._optimizer, config), donate_argnums=0)
@@ -140,6 +151,8 @@ class Trainer:
       NonFiniteError: if the loss or the gradient is not finite; the last checkpoint is kept.
     """
     train = self.config.train
+    self.workdir.mkdir(parents=True, exist_ok=True)
+    write_whole(self.workdir / 'data.json', json.dumps({'num_train_images': len(self.train_source)}) + '\n')
     with Checkpoints(self.workdir, train.keep_checkpoints) as checkpoints:
       state = init_state(self.model, self._optimizer, self.config)
       if checkpoints.latest_step is not None:
@@ -221,16 +234,16 @@ class Trainer:
 
   def _log_samples(self, step, state):
     """The same seed every time, and the same inputs, so that one can watch the model learn."""
-    number, levels = self.config.sample.num_images, self.model.spec.levels
-    params = state.eval_params(self.config.eval.ema)
-    upscale = self.model.config.upscale > 1
-    examples = next(data.eval_batches(self.eval_source, batch_size=number, num_images=number)) if upscale else {}
-    labels, columns = class_rows(self.model, number)
-    given = {name: {**labels, **examples}[name] for name in self.model.conditions}
-    images, _ = self._draw(params, self.config.seed, number, given, self.config.sample.temperature)
-    if upscale:
-      picture = superres.strips(examples['low_res'], images[:, None], examples['image'], levels)
+    sample, levels = self.config.sample, self.model.spec.levels
+    draw = functools.partial(self._draw, state.eval_params(self.config.eval.ema), self.config.seed)
+    if 'low_res' in self.model.conditions:
+      number = min(sample.num_images, len(self.eval_source))
+      inputs = next(data.eval_batches(self.eval_source, batch_size=number, num_images=number))
+      images, _ = draw(number, {name: inputs[name] for name in self.model.conditions}, sample.temperature)
+      picture = superres.strips(inputs['low_res'], images[:, None], inputs['image'], levels)
     else:
+      given, columns = class_rows(self.model, sample.num_images)
+      images, _ = draw(sample.num_images, given, sample.temperature)
       picture = pictures.grid(images, levels, columns)
     pictures.write_png(self.workdir / 'samples' / f'{step:07d}.png', picture)
     self._log.write_picture(step, 'samples', picture)

@@ -9,13 +9,15 @@
 #   --row       only this row, such as cifar10_blocks.py:64
 #   --dry-run   prints the commands only
 #
+# Relative folders are those of the checkout.
+#
 # A row that fails is named at the end, with exit code 1, and does not stop the others.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 python=.venv/bin/python
 [[ -x $python ]] || python=python3
-smoke= data_dir= runs=runs dry_run= rows=()
+smoke='' data_dir='' runs=runs dry_run='' rows=()
 for argument in "$@"; do
   case $argument in
     --smoke) smoke=1 ;;
@@ -28,8 +30,9 @@ for argument in "$@"; do
   esac
 done
 
-# Each line: the configuration, its folder, over how many checkpoints it is averaged, 1 for super-resolution.
-plan=$("$python" - "$smoke" "${rows[@]}" <<'EOF'
+# Each line: the configuration, its folder, over how many checkpoints it is averaged, and how many
+# images are made large to measure super-resolution.
+plan=$("$python" - "$smoke" ${rows[@]+"${rows[@]}"} <<'EOF'
 import sys
 from configs import paper
 
@@ -42,7 +45,7 @@ for row in known:
   if not wanted or row.config in wanted:
     name = paper.smoke(row.config) if sys.argv[1] else row.config
     folder = name.replace('.py', '').replace(':', '_').replace(',', '_')
-    print(name, folder, row.num_checkpoints, int('superres' in name))
+    print(name, folder, row.num_checkpoints, ('superres' in name) * (16 if sys.argv[1] else 100))
 EOF
 ) || exit 2
 
@@ -59,11 +62,12 @@ while read -r name folder num_checkpoints superres; do
     { [[ $num_checkpoints == 1 ]] ||
       run "$python" main.py --mode=eval --workdir="$workdir" --average_checkpoints="$num_checkpoints"; } &&
     { [[ $superres == 0 ]] ||
-      run "$python" main.py --mode=superres --workdir="$workdir" --num_inputs=16 --temperature=1.0,0.9,0.8; }
+      run "$python" main.py --mode=superres --workdir="$workdir" --num_inputs="$superres" \
+        --temperature=1.0,0.9,0.8; }
   } < /dev/null || failed+=("$name")
 done <<< "$plan"
 
-run "$python" main.py --mode=table --workdir="$runs"
+run "$python" main.py --mode=table --workdir="$runs" || failed+=("the table")
 if ((${#failed[@]})); then
   echo "Error: failed: ${failed[*]}" >&2
   exit 1

@@ -3,13 +3,17 @@
 import functools
 import itertools
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from image_transformer import attention
+from image_transformer import attention, data, runs
+from image_transformer.checkpoints import Checkpoints
 from image_transformer.config import ImageSpec, ModelConfig
 from image_transformer.model import blank, make_model
+from image_transformer.optimizers import make_optimizer
+from image_transformer.train import init_state
 
 
 def paper_visible(height, width, depth, query_block, memory_flange):
@@ -98,6 +102,20 @@ def given_for(model, num_images, seed=2):
 
 def random_images(spec, num_images, seed=0):
   return np.random.default_rng(seed).integers(spec.levels, size=(num_images, *spec.shape)).astype(np.uint8)
+
+
+def leave_run(workdir, config, steps=(1,)):
+  """Leaves what training leaves to be loaded, with parameters of nobody's training; returns the state at each step."""
+  model, optimizer = make_model(config.model, data.image_spec(config)), make_optimizer(config.optimizer, steps[-1])
+  initial = init_state(model, optimizer, config)
+  times = lambda factor: jax.tree.map(lambda x: factor * x, initial.params)
+  runs.write_config(epath.Path(workdir), config)
+  states = [initial.replace(step=jnp.int32(step), params=times(step),
+                            ema_params=times(step + 1) if config.train.ema_decay else None) for step in steps]
+  with Checkpoints(workdir, keep=len(steps)) as checkpoints:
+    for step, state in zip(steps, states):
+      checkpoints.save(step, state)
+  return states
 
 
 def parameter_shapes(model):

@@ -1,9 +1,11 @@
-"""The program as a user meets it: train, eval and sample end to end, and what it says to bad input."""
+"""The program as a user meets it: every mode end to end, and what it says to bad input."""
 
+import csv
 import json
 import multiprocessing
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -13,15 +15,21 @@ import pytest
 
 import main as program
 from configs import paper
+from helpers import leave_run
 from image_transformer import data
+from image_transformer.config import from_dict
 from image_transformer.errors import InputError
+from image_transformer.images import area_resize
 from image_transformer.model import make_model
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = ['--config=configs/digits.py', '--config.model.num_layers=1', '--config.model.hidden_size=16',
         '--config.model.num_heads=2', '--config.model.ffn_size=16', '--config.train.steps=3',
-        '--config.train.batch_size=8', '--config.train.sample_every=0', '--config.eval.num_images=20',
-        '--config.sample.num_images=10', '--config.sample.batch_size=10']
+        '--config.train.batch_size=8', '--config.train.checkpoint_every=2', '--config.train.sample_every=0',
+        '--config.eval.num_images=20', '--config.sample.num_images=10', '--config.sample.batch_size=10']
+TINY_SUPERRES = [*TINY, '--config.model.upscale=2', '--config.model.num_encoder_layers=1',
+                 # Fewer images than a picture has place for.
+                 '--config.eval.split=test[:6]', '--config.eval.num_images=0']
 
 
 # Flags can be parsed only once in a process; a fork server makes new ones that have imported everything.
@@ -34,16 +42,18 @@ def _run_program(arguments, output):
   with open(output, 'w') as file:
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
+  # What runs once, on little, is not worth optimising.
+  os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
   sys.argv = ['main.py', *arguments]  # where ml_collections looks for --config.FIELD
   sys.exit(program.main(sys.argv))
 
 
-@pytest.fixture
-def call(tmp_path):
+@pytest.fixture(scope='module')
+def call(tmp_path_factory):
   """Runs main with these arguments: its exit code, and all it printed."""
+  output = tmp_path_factory.mktemp('output') / 'output'
 
   def run(*arguments):
-    output = tmp_path / 'output'
     process = _FORKS.Process(target=_run_program, args=(arguments, output))
     process.start()
     process.join(60)
@@ -54,32 +64,220 @@ def call(tmp_path):
   return run
 
 
-def test_train_eval_and_sample_from_the_command_line(tmp_path):
-  def run(*arguments):
-    done = subprocess.run([sys.executable, 'main.py', *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+  return tmp_path_factory.mktemp('data')
 
-  workdir = tmp_path / 'run'
-  printed = run(*TINY, f'--config.data_dir={tmp_path / "data"}', f'--workdir={workdir}')
-  results = json.loads((workdir / 'results.json').read_text())
+
+@pytest.fixture(scope='module')
+def digits(data_dir, tmp_path_factory):
+  """A trained run, from a command of its own; what that printed lies beside it."""
+  workdir = tmp_path_factory.mktemp('runs') / 'digits'
+  done = subprocess.run([sys.executable, 'main.py', *TINY, f'--config.data_dir={data_dir}', f'--workdir={workdir}'],
+                        cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  workdir.with_name('printed').write_text(done.stdout)
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def superres(call, digits, data_dir):
+  """A trained run of super-resolution from 4 x 4, beside the other."""
+  workdir = digits.with_name('superres')
+  code, printed = call(*TINY_SUPERRES, f'--config.data_dir={data_dir}', f'--workdir={workdir}')
+  assert code == 0, printed
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def blocks(data_dir, tmp_path_factory):
+  """A run of 2D attention without classes, which nobody trained."""
+  workdir = tmp_path_factory.mktemp('blocks') / 'run'
+  leave_run(workdir, from_dict({
+      'dataset': 'digits', 'data_dir': str(data_dir),
+      'model': {'query_block': (2, 4), 'memory_flange': (1, 1), 'num_layers': 1, 'hidden_size': 8, 'num_heads': 1,
+                'ffn_size': 8}}))
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+  """A folder of two pictures, one larger than a digit."""
+  folder = tmp_path_factory.mktemp('photos')
+  for i, shape in enumerate([(9, 12, 3), (8, 8, 3)]):
+    Image.fromarray(np.random.default_rng(i).integers(256, size=shape, dtype=np.uint8)).save(folder / f'{i}.png')
+  return folder
+
+
+def load(path):
+  return json.loads(path.read_text())
+
+
+def written(printed, suffix):
+  """The files of one kind that a command says it wrote, in order."""
+  return [pathlib.Path(name) for name in re.findall(rf'^Wrote (.*{suffix})$', printed, re.MULTILINE)]
+
+
+def arrays(printed):
+  return [np.load(path) for path in written(printed, '.npz')]
+
+
+def test_train_eval_and_sample_from_the_command_line(call, digits):
+  results, printed = load(digits / 'results.json'), digits.with_name('printed').read_text()
   assert f'{results["bits_per_dim"]:.4f} +- {results["standard_error"]:.4f} bits/dim on 20 images' in printed
   assert results['num_images'] == 20 and results['step'] == 3 and results['training_seconds'] > 0
-  assert (workdir / 'checkpoints' / '3').exists()
-  assert Image.open(workdir / 'samples' / '0000003.png').size[1] > 500
-  trained = json.loads((workdir / 'metrics.jsonl').read_text().splitlines()[-1])
+  assert (digits / 'checkpoints' / '3').exists()
+  assert Image.open(digits / 'samples' / '0000003.png').size[1] > 500
+  trained = json.loads((digits / 'metrics.jsonl').read_text().splitlines()[-1])
   assert trained['split'] == 'test' and trained['bits_per_dim'] == results['bits_per_dim']
 
-  (workdir / 'results.json').unlink()
-  run('--mode=eval', f'--workdir={workdir}')
-  again = json.loads((workdir / 'results.json').read_text())
-  assert again['bits_per_dim'] == pytest.approx(results['bits_per_dim'], abs=1e-6)
+  (digits / 'results.json').unlink()
+  assert call('--mode=eval', f'--workdir={digits}')[0] == 0
+  again = load(digits / 'results.json')
+  assert again['bits_per_dim'] == pytest.approx(results['bits_per_dim'], abs=1e-6) and again['num_checkpoints'] == 1
 
-  run('--mode=sample', f'--workdir={workdir}', '--num_samples=7', '--temperature=0.5', '--labels=3,4', '--seed=2',
-      '--npz')
-  drawn = np.load(workdir / 'samples' / '0000003_labels3-4_seed2_temperature0.5.npz')
+  code, printed = call('--mode=sample', f'--workdir={digits}', '--num_samples=7', '--temperature=0.5,1',
+                       '--labels=3,4', '--seed=2', '--npz')
+  assert code == 0
+  drawn, warmer = arrays(printed)
   assert drawn['images'].shape == (7, 8, 8, 1) and drawn['images'].max() <= 16
   assert drawn['label'].tolist() == [3, 4, 3, 4, 3, 4, 3] and (drawn['log_probs'] < 0).all()
+  assert (drawn['images'] != warmer['images']).any()
+
+
+def test_evaluating_the_mean_of_checkpoints(call, digits):
+  one = load(digits / 'results.json')
+  assert call('--mode=eval', f'--workdir={digits}', '--average_checkpoints=2')[0] == 0
+  two = load(digits / 'results_average2.json')
+  assert load(digits / 'results.json') == one
+  assert two['num_checkpoints'] == 2 and two['step'] == 3 and two['bits_per_dim'] != one['bits_per_dim']
+
+
+def test_a_smaller_evaluation_does_not_replace_a_larger_one(call, digits):
+  whole = load(digits / 'results.json')
+  assert call(*TINY, '--mode=eval', f'--workdir={digits}', '--config.eval.num_images=5')[0] == 0
+  assert load(digits / 'results.json') == whole
+  assert load(digits / 'results_first5.json')['num_images'] == 5
+
+
+def test_a_run_on_generated_images_is_evaluated_by_the_command_that_made_it(call, tmp_path):
+  arguments = ['--config=configs/folder.py:smoke', f'--config.data_dir={tmp_path}', f'--workdir={tmp_path / "run"}',
+               '--config.model.num_layers=1', '--config.train.steps=1', '--config.eval.num_images=2',
+               '--config.sample.num_images=1']
+  code, printed = call(*arguments)
+  assert code == 0 and 'training on generated images' in printed and 'not a result' in printed, printed
+  code, printed = call('--mode=eval', *arguments)
+  assert code == 0 and load(tmp_path / 'run' / 'results.json')['dataset'] == 'generated_folder', printed
+  code, printed = call('--mode=table', f'--workdir={tmp_path}')
+  assert code == 0 and f'generated images: {tmp_path / "run"}' in printed
+
+
+def test_completing_images_of_the_split_and_of_a_folder(call, digits, photos):
+  arguments = '--mode=complete', f'--workdir={digits}', '--keep=5', '--num_samples=3', '--npz'
+  for more in (['--num_inputs=2'], [f'--input={photos}', '--labels=7']):
+    code, printed = call(*arguments, *more)
+    assert code == 0 and written(printed, '.png')[0].parent == digits / 'samples'
+    drawn, = arrays(printed)
+    assert drawn['samples'].shape == (2, 3, 8, 8, 1) and drawn['log_probs'].shape == (2, 3)
+    np.testing.assert_array_equal(drawn['samples'][:, :, :5], np.repeat(drawn['image'][:, None, :5], 3, axis=1))
+    assert len(np.unique(drawn['samples'].reshape(6, -1), axis=0)) == 6
+  assert drawn['label'].tolist() == [7, 7]
+
+
+def test_enlarging_images_of_the_split_and_of_a_folder(call, superres, photos):
+  assert (superres / 'samples' / '0000003.png').exists()
+  arguments = '--mode=superres', f'--workdir={superres}', '--num_samples=2', '--npz'
+  code, printed = call(*arguments, '--temperature=1,0.5', '--num_inputs=0')
+  assert code == 0 and 'bits/dim on 6 images, each given its small form' in printed
+  report = load(superres / 'superres.json')
+  assert report['num_images'] == 6 and report['source'] == 'test[:6]' and report['num_samples'] == 2
+  assert report['bits_per_dim']['mean'] == pytest.approx(load(superres / 'results.json')['bits_per_dim'], abs=1e-6)
+  for way in ('bicubic', 'temperature 1', 'temperature 0.5'):
+    assert report[way].keys() == {'consistency', 'mismatch', 'psnr', 'ssim'} and way in printed
+    assert len(report[way]['psnr']['per_image']) == 6
+  _, drawn = arrays(printed)
+  assert drawn['samples'].shape == (6, 2, 8, 8, 1)
+  error = np.square((area_resize(drawn['samples'], 4, 4) - drawn['low_res'][:, None].astype(int)) / 16).mean()
+  assert report['temperature 0.5']['consistency']['mean'] == pytest.approx(error)
+
+  code, printed = call(*arguments, f'--input={photos}', '--labels=1')
+  assert code == 0 and load(superres / 'superres.json') == report  # that of the split stays
+  assert load(written(printed, '.json')[0])['source'] == str(photos)
+
+
+def test_a_small_picture_without_an_original_is_enlarged(call, superres, tmp_path):
+  Image.new('L', (4, 4), 99).save(tmp_path / 'small.png')
+  code, printed = call('--mode=superres', f'--workdir={superres}', f'--input={tmp_path}/small.png', '--labels=1',
+                       '--num_samples=1')
+  assert code == 0 and 'consistency' in printed and 'psnr' not in printed and 'bits/dim' not in printed
+
+
+def test_the_table_of_runs(call, digits, superres):
+  code, printed = call('--mode=table', f'--workdir={digits.parent}')
+  assert code == 0 and '### CIFAR-10' in printed and '### Other runs' in printed
+  code, printed = call('--mode=table', f'--workdir={digits.parent}', '--csv')
+  lines = [line for line in csv.DictReader(printed.splitlines()) if line['table'] == 'Other runs']
+  for path in [*digits.glob('results.json'), *digits.glob('results_average*.json'), superres / 'results.json']:
+    assert (str(path.parent), str(load(path)['bits_per_dim'])) in [(line['row'], line['ours']) for line in lines]
+
+
+@pytest.mark.parametrize('run, arguments, says', [
+    ('digits', '--mode=train --average_checkpoints=2', '--average_checkpoints means nothing to --mode=train'),
+    ('digits', '--mode=sample --keep=4', '--keep means nothing to --mode=sample'),
+    ('digits', '--mode=eval --average_checkpoints=0', '--average_checkpoints is 0'),
+    ('digits', '--mode=eval --average_checkpoints=3', '--average_checkpoints is 3, but must be at most 2'),
+    ('digits', '--mode=sample --num_samples=0', '--num_samples is 0'),
+    ('digits', '--mode=sample --seed=-1', '--seed is -1'),
+    ('digits', '--mode=sample --temperature=0', "--temperature is '0'"),
+    ('digits', '--mode=sample --temperature=1.0,x', "--temperature is '1.0,x'"),
+    ('digits', '--mode=sample --labels=1,10', "--labels is '1,10', but must be classes in 0..9"),
+    ('blocks', '--mode=sample --labels=1', "--labels is '1', but must be absent"),
+    ('superres', '--mode=sample', '--mode is'),
+    ('digits', '--mode=superres', '--mode is'),
+    ('digits', '--mode=complete', '--keep'),
+    ('digits', '--mode=complete --keep=0', '--keep is 0, but must be a number of rows in 1..7'),
+    ('digits', '--mode=complete --keep=8', '--keep is 8'),
+    ('blocks', '--mode=complete --keep=3', '--keep=3: .* are: 2 or 4.'),
+    ('digits', '--mode=complete --keep=4 --num_inputs=-1', '--num_inputs is -1'),
+    ('digits', '--mode=complete --keep=4 --num_samples=0', '--num_samples is 0'),
+    ('digits', '--mode=complete --keep=4 --input=nowhere.png', 'nowhere.png does not exist'),
+    ('digits', '--mode=complete --keep=4 --input=README.md', 'README.md is not a PNG'),
+    ('digits', '--mode=complete --keep=4 --input=results/digits/samples.png', '--labels'),
+])
+def test_what_a_run_cannot_do_is_said_and_nothing_is_written(request, call, run, arguments, says):
+  workdir = request.getfixturevalue(run)
+
+  def files():
+    return {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
+
+  before = files()
+  code, printed = call(*arguments.split(), f'--workdir={workdir}')
+  assert code == 2 and 'Traceback' not in printed
+  last = printed.strip().splitlines()[-1]
+  assert last.startswith('Error: ') and re.search(says, last), printed
+  assert files() == before
+
+
+@pytest.mark.parametrize('arguments', [[], ['--smoke']])
+def test_the_script_of_the_papers_tables_has_every_row_once(arguments, tmp_path):
+  done = subprocess.run(['launch/paper_tables.sh', *arguments, '--dry-run', f'--runs={tmp_path}/runs'], cwd=ROOT,
+                        capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  trained = re.findall(r'--config=configs/(\S+) .*--workdir=(\S+)', done.stdout.replace('\\', ''))
+  rows = [row.config for row in paper.ROWS if row.config]
+  assert [name for name, _ in trained] == ([paper.smoke(row) for row in rows] if arguments else rows)
+  assert len({workdir for _, workdir in trained}) == len(rows)
+  assert done.stdout.count('--average_checkpoints=8') == 1
+  assert done.stdout.count('--mode=superres') == sum('superres' in row for row in rows)
+  assert done.stdout.count('--mode=table') == 1 and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('arguments', [['--smok'], ['--row=cifar10_3d.py', '--dry-run'], ['everything']])
+def test_the_script_of_the_papers_tables_refuses_what_it_does_not_know(arguments):
+  done = subprocess.run(['launch/paper_tables.sh', *arguments], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 2 and not done.stdout
+  assert done.stderr.startswith('Error: ') and arguments[0].removeprefix('--row=') in done.stderr
+  assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize('arguments, names', [
@@ -139,8 +337,7 @@ CONFIGS = sorted({path.name for path in (ROOT / 'configs').glob('*.py')} - {'__i
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_every_configuration_is_valid(name):
-  small_name = paper.smoke(f'{name}:8' if name == 'cifar10_blocks.py' else name)
-  full, small = paper.load(name), paper.load(small_name)
+  full, small = paper.load(name), paper.load(paper.smoke(name))
   assert not full.stand_in and full.model.hidden_size > small.model.hidden_size or full.dataset == 'digits'
   assert small.train.steps <= 10_000 and small.model.hidden_size <= 128
   for config in (full, small):

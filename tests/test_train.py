@@ -1,5 +1,6 @@
 """Training goes on bit for bit after a restart, learns, and stops at what is not finite."""
 
+import itertools
 import json
 import pathlib
 import re
@@ -10,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers import leave_run
 from image_transformer import config as config_lib
 from image_transformer import data, devices, metrics, runs
 from image_transformer.checkpoints import Checkpoints
 from image_transformer.errors import InputError
 from image_transformer.model import make_model
 from image_transformer.optimizers import learning_rate, make_optimizer
-from image_transformer.train import NonFiniteError, Trainer, init_state, make_train_step
+from image_transformer.train import NonFiniteError, Trainer, init_state, make_train_step, num_train_images
 
 
 @pytest.fixture(scope='module')
@@ -137,6 +139,20 @@ def test_ema_is_evaluated_where_asked_for(make_config, tmp_path):
   assert not np.array_equal(jax.tree.leaves(raw)[0], jax.tree.leaves(averaged)[0])
 
 
+def test_load_takes_the_mean_of_the_newest_checkpoints(make_config, tmp_path):
+  states = leave_run(tmp_path, make_config(), steps=(2, 4, 10))
+  for ema, number in itertools.product([True, False], [1, 2, 3]):
+    run = runs.load(tmp_path, make_config(eval={'ema': ema}), number)
+    params = [state.ema_params if ema else state.params for state in states[-number:]]
+    mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *params)
+    assert run.step == 10
+    jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7),
+                 run.variables['params'], mean)
+    assert {leaf.dtype for leaf in jax.tree.leaves(run.variables)} == {np.dtype('float32')}
+  with pytest.raises(InputError, match='--average_checkpoints is 4, but must be at most 3'):
+    runs.load(tmp_path, num_checkpoints=4)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(make_config, tmp_path):
   config = make_config(train={'steps': 2, 'checkpoint_every': 2, 'eval_every': 0})
   run(config, tmp_path / 'run')
@@ -203,3 +219,20 @@ def test_learning_rate_schedules():
     np.testing.assert_allclose(paper(s), want, rtol=1e-5)
   cosine = learning_rate(config_lib.OptimizerConfig(learning_rate=2.0, warmup_steps=100, schedule='cosine'), 1000)
   np.testing.assert_allclose([cosine(49), cosine(549), cosine(999)], [1.0, 1.0, 0.0], atol=1e-6)
+
+
+def test_a_run_does_not_go_on_with_other_images(make_config, tmp_path, data_dir):
+  """`num_train_images` in results.json is what the run was trained on, wherever it is evaluated."""
+  config = make_config(train={'steps': 4, 'eval_every': 0})
+  run(config, tmp_path / 'run')
+  assert num_train_images(tmp_path / 'run') == 1_500
+  (tmp_path / 'run' / 'data.json').write_text('{"num_train_images": 99}')
+  with pytest.raises(InputError, match='holds 1500 images here, but .* 99'):
+    Trainer(make_config(train={'steps': 8, 'eval_every': 0}), epath.Path(tmp_path / 'run'))
+
+
+def test_an_evaluated_run_without_checkpoints_is_not_overwritten(make_config, tmp_path):
+  runs.write_config(epath.Path(tmp_path / 'run'), make_config())
+  (tmp_path / 'run' / 'results.json').write_text('{}')
+  with pytest.raises(InputError, match='another run.*seed'):
+    runs.write_config(epath.Path(tmp_path / 'run'), make_config(seed=1))

@@ -75,7 +75,7 @@ class ImageTransformerFolder(tfds.core.GeneratorBasedBuilder, skip_registration=
     if not path:
       raise MissingDataError('folder.path is not set: name a folder of images, with --config.folder.path=DIR.')
     if not epath.Path(path).exists():
-      raise MissingDataError(f'folder.path is {path}, which does not exist: name a folder of images.')
+      raise InputError(f'folder.path is {path}, which does not exist: name a folder of images.')
     # Fitted images wait here until all are read and the split is known; the file has no name, so none is left behind.
     with tempfile.TemporaryFile() as self._spool:
       self._read()

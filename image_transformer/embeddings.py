@@ -62,16 +62,17 @@ class PixelEmbedding(nn.Module):
     return nn.relu(nn.Dense(self.features, kernel_init=init, name='conv')(scaled))
 
 
-def sine_table(length: int, features: int, spacing: int = 1) -> np.ndarray:
+def sine_table(length: int, features: int, spacing: int = 1, depth: int = 1) -> np.ndarray:
   """float32 [length, 2 * (features // 4)]: sines, then cosines, of one coordinate.
 
   Half of a two-coordinate signal of width `features`; wavelengths run from 2 pi to
-  1e4 * 2 pi. (tensor2tensor's `timing`.) With a spacing, the coordinates are the
-  centres of runs of so many.
+  1e4 * 2 pi. (tensor2tensor's `timing`.) With a spacing, a pixel of `depth` positions
+  has the coordinates of the centre of so many.
   """
   num = features // 4
   inverse = np.exp(-np.arange(num) * np.log(1e4) / max(num - 1, 1))
-  coordinates = np.arange(length) * spacing + (spacing - 1) / 2
+  pixel, channel = np.divmod(np.arange(length), depth)
+  coordinates = (pixel * spacing + (spacing - 1) / 2) * depth + channel
   angles = coordinates[:, None] * inverse
   return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
@@ -83,13 +84,15 @@ class Coordinates(nn.Module):
   columns: int
   features: int
   kind: str  # 'sine' or 'learned'
-  spacing: int = 1  # 'sine' only
+  spacing: int = 1  # of pixels, 'sine' only
+  depth: int = 1  # columns in a pixel
 
   @nn.compact
   def __call__(self, row: jax.Array, column: jax.Array) -> jax.Array:
     """Integer coordinates [...] -> [..., features] (float32)."""
     if self.kind == 'sine':
-      tables = (sine_table(length, self.features, self.spacing) for length in (self.rows, self.columns))
+      tables = (sine_table(self.rows, self.features, self.spacing),
+                sine_table(self.columns, self.features, self.spacing, self.depth))
       signal = jnp.concatenate([jnp.asarray(table)[index] for table, index in zip(tables, (row, column))], axis=-1)
       return jnp.pad(signal, [(0, 0)] * (signal.ndim - 1) + [(0, self.features - signal.shape[-1])])
     init = nn.initializers.normal(self.features**-0.5)

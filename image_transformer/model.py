@@ -78,7 +78,7 @@ class ImageTransformer(nn.Module):
     else:
       embedding = PixelEmbedding(s.levels, c.hidden_size, c.embedding_gain)
     coordinates = Coordinates(s.height // shrink, self._columns // shrink, c.hidden_size, c.coordinates,
-                              spacing=shrink if c.align_encoder else 1)
+                              spacing=shrink if c.align_encoder else 1, depth=self._columns // s.width)
     return embedding, coordinates
 
   @property

@@ -128,6 +128,8 @@ def _missing(entry: Entry, run: Found) -> list[str]:
   """Why a run with the row's configuration, in either form, is not the row's number."""
   results = run.results
   missing = [':smoke, a small model'] if _form(entry, run) == 'smoke' else []
+  if run.config.model.likelihood != entry.full.model.likelihood:
+    missing.append(f'likelihood {run.config.model.likelihood}')
   if results['split'] != entry.full.eval.split:
     missing.append(f'on {results["split"]}')
   missing += _parts(run)

@@ -104,12 +104,14 @@ def begun(align_encoder):
   return model, init_params(model, 0)
 
 
+@pytest.mark.parametrize('depth', [1, 3])
 @pytest.mark.parametrize('spacing', [1, 3, 4])
-def test_spaced_coordinates_are_those_of_the_centres(spacing):
-  """Of runs of so many: at width 8, sines and cosines of the coordinate and of 1e-4 of it."""
-  centres = np.arange(4 * spacing).reshape(4, spacing).mean(axis=1)
+def test_spaced_coordinates_are_those_of_the_centres(spacing, depth):
+  """Of the same channel of so many pixels: at width 8, sines and cosines of the coordinate and of 1e-4 of it."""
+  centres = np.arange(4 * spacing * depth).reshape(4, spacing, depth).mean(axis=1).ravel()
   angles = centres[:, None] * [1, 1e-4]
-  np.testing.assert_allclose(sine_table(4, 8, spacing), np.hstack([np.sin(angles), np.cos(angles)]), atol=1e-5)
+  np.testing.assert_allclose(sine_table(4 * depth, 8, spacing, depth), np.hstack([np.sin(angles), np.cos(angles)]),
+                             atol=1e-5)
 
 
 def cross_attention(model, params, monkeypatch):

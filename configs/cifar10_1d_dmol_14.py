@@ -6,6 +6,8 @@ Hardware and time: 8 devices with 8 images each; just under 4 days on 8 P100 (te
 not measured. Expected: 2.92 bits/dim (tensor2tensor); ours: not measured.
 
   python main.py --config=configs/cifar10_1d_dmol_14.py:smoke --config.data_dir=$DATA_DIR
+
+2 minutes on 2 CPU cores; 4.46 bits/dim on 1,017 test images after training on 8,068 (results/).
 """
 
 from configs import base, cifar10_1d_dmol

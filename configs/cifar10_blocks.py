@@ -6,6 +6,8 @@ Hardware: 8 devices with 4 images each give the original's batch. Time: not meas
 for blocks of 8, 16, 64 and 256: 4.06, 3.47, 3.13 and 2.99 bits/dim (paper); ours: not measured.
 
   python main.py --config=configs/cifar10_blocks.py:64,smoke --config.data_dir=$DATA_DIR
+
+1 minute on 2 CPU cores; 6.50 bits/dim on 1,017 test images after training on 8,068 (results/).
 """
 
 from configs import base

@@ -7,6 +7,9 @@ Hardware: 8 devices with 2 images each give the original's batch. Time: not meas
 no bits/dim was published; ours: not measured.
 
   python main.py --config=configs/cifar10_superres_1d.py:smoke --config.data_dir=$DATA_DIR
+
+3 minutes on 2 CPU cores; 4.24 bits/dim on 1,017 test images after training on 8,068 (results/).
+It uses DMOL, because that learns several times more per CPU minute.
 """
 
 from configs import base

@@ -8,6 +8,8 @@ Hardware: 8 devices with 4 images each give the original's batch. Time: not meas
 On the new release (--config.dataset=imagenet32_new) the same model scores about 0.26 lower.
 
   python main.py --config=configs/imagenet32_1d.py:smoke --config.data_dir=$DATA_DIR
+
+1 minute on 2 CPU cores; on generated images where the data set is not there.
 """
 
 from configs import base

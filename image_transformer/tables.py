@@ -109,7 +109,7 @@ def render(entries: Sequence[Entry], found: Sequence[Found], as_csv: bool = Fals
   if as_csv:
     return _csv(tables)
   sections = [_markdown(name, lines) for name, lines in tables.items()]
-  left_out = [str(run.folder) for run in found if run not in real]
+  left_out = dict.fromkeys(str(run.folder) for run in found if run not in real)
   if left_out:
     sections.append(f'Left out, because they saw generated images: {", ".join(left_out)}.')
   return '\n\n'.join(sections)

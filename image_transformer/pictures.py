@@ -46,7 +46,8 @@ def strips(columns: Sequence[np.ndarray], levels: int) -> np.ndarray:
   scales = [height // column.shape[1] for column in columns]
   same = [column.repeat(scale, axis=1).repeat(scale, axis=2) for column, scale in zip(columns, scales)]
   images = np.stack(same, axis=1)
-  return grid(images.reshape(-1, *images.shape[2:]), levels, columns=len(columns), height=4 * height * len(images))
+  flat = images.reshape(-1, *images.shape[2:])
+  return grid(flat, levels, columns=len(columns), height=max(128, height) * len(images))
 
 
 def write_png(path: epath.PathLike, picture: np.ndarray) -> None:

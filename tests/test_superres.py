@@ -260,10 +260,11 @@ def test_strips_show_input_bicubic_samples_and_original(with_originals):
   originals, samples = random_images(spec, 2), random_images(spec, 6, seed=1).reshape(2, 3, 8, 8, 1)
   low_res = area_resize(originals, 2, 2)
   picture = superres.strips(low_res, samples, originals if with_originals else None, 17)
-  columns, scale, gap = 5 + with_originals, 4, 2
-  assert picture.dtype == np.uint8 and picture.shape == (2 * 34 + gap, columns * 34 + gap, 3)
+  columns, scale, gap, cell = 5 + with_originals, 16, 2, 130
+  assert picture.dtype == np.uint8 and picture.shape == (2 * cell + gap, columns * cell + gap, 3)
   # What every cell shows, read back at its large pixels.
-  cells = [[picture[gap + i * 34:, gap + j * 34:][:32:scale, :32:scale, 0] for j in range(columns)] for i in range(2)]
+  cells = [[picture[gap + i * cell:, gap + j * cell:][:128:scale, :128:scale, 0] for j in range(columns)]
+           for i in range(2)]
   large = np.round(np.array(cells) / 255 * 16)[..., None]
   np.testing.assert_array_equal(large[:, 0], low_res.repeat(4, axis=1).repeat(4, axis=2))
   np.testing.assert_array_equal(large[:, 1], superres.bicubic(low_res, 8, 8, 17))

@@ -41,12 +41,9 @@ def image_spec(config: Config) -> ImageSpec:
   """Returns what the images of `config.dataset` are, without opening it.
 
   Raises:
-    InputError: for an unknown name, or if `model.upscale` does not divide the images.
+    InputError: for an unknown name.
   """
-  spec, upscale = _source(config).spec, config.model.upscale
-  check(spec.height % upscale == 0 and spec.width % upscale == 0, 'model.upscale', upscale,
-        f"a divisor of the image's {spec.height} x {spec.width}")
-  return spec
+  return _source(config).spec
 
 
 def open_split(config: Config, split: str) -> Sequence[dict[str, Any]]:

@@ -224,15 +224,6 @@ def test_images_of_another_shape_are_refused(digits_dir, monkeypatch):
   assert_input_error(r'shape \(8, 8, 1\), but must have \(9, 8, 1\)', 'digits', 'test', digits_dir)
 
 
-@pytest.mark.parametrize('upscale', [3, 16])
-def test_upscale_must_divide_the_image(upscale):
-  need = rf"^model.upscale is {upscale}, but must be a divisor of the image's 8 x 8\.$"
-  with pytest.raises(InputError, match=need):
-    data.image_spec(named('digits', '', upscale))
-  with pytest.raises(InputError, match=need):  # and nothing is opened
-    data.open_split(named('digits', '/proc/none', upscale), 'train')
-
-
 def test_low_resolution_images(digits_dir):
   plain = data.open_split(named('digits', digits_dir), 'test')
   source = data.open_split(named('digits', digits_dir, 4), 'test')

@@ -7,18 +7,32 @@
   python main.py --mode=superres --workdir=DIR --input=FILE_OR_FOLDER --temperature=1.0,0.9,0.8
   python main.py --mode=table --workdir=runs
 
-A workdir that exists is gone on with. Later modes read the run's configuration from its
+A workdir that exists is gone on with. SIGTERM or SIGINT (Ctrl-C) stops the program after the step in hand, with
+exit code 75: the same command goes on, and 0 means that it is finished. Later modes read the run's configuration from its
 workdir; --config given as well must be the same run's, and wins in fields that do not
 define the run. What is wrong with the input is said in one line, with exit code 2.
 """
 
 from collections.abc import Iterator
+import io
 import json
+import logging
 import math
 import os
 import re
+import signal
 import sys
 import zlib
+
+
+def _stop_before_all(*_):
+  os.write(2, b'Stopped before anything was done. The same command begins again.\n')
+  os._exit(75)
+
+
+if __name__ == '__main__':
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, _stop_before_all)
 
 # Read when a process or a library starts, so they come before everything else. In a log file,
 # frequent progress bars would be all there is. On Linux the C library's allocator is told to
@@ -31,21 +45,22 @@ if __name__ == '__main__' and sys.platform == 'linux' and 'GLIBC_TUNABLES' not i
 
 from absl import app
 from absl import flags
-from absl import logging
 from etils import epath
+import jax
 from ml_collections import config_flags
 import numpy as np
 
 from configs import paper
 from image_transformer import config as config_lib
-from image_transformer import data, devices, pictures, runs, superres, tables
+from image_transformer import data, devices, pictures, runs, stopping, superres, tables
 from image_transformer.config import check
-from image_transformer.errors import InputError
+from image_transformer.errors import InputError, RunError
 from image_transformer.evaluate import make_evaluator
 from image_transformer.inputs import read_inputs
 from image_transformer.metrics import Evaluation, write_results
 from image_transformer.sampling import class_rows, make_sampler, positions_in_rows
-from image_transformer.train import NonFiniteError, Trainer, num_train_images
+from image_transformer.train import Trainer, check_config, num_train_images
+from image_transformer.workdir import write_whole
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, such as configs/digits.py or its :smoke.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run. Default: runs/<name of the configuration>.')
@@ -64,8 +79,13 @@ _INPUT = flags.DEFINE_string('input', None, 'An image or a folder of them. Defau
 _NUM_INPUTS = flags.DEFINE_integer('num_inputs', 8, 'The first so many inputs; 0: all.')
 _KEEP = flags.DEFINE_integer('keep', None, 'How many rows of each input are given.')
 _CSV = flags.DEFINE_bool('csv', False, 'As CSV, not Markdown.')
+_DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'This is one of several processes; which one, a TPU pod, SLURM '
+                                 'or Open MPI says.')
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'The same by hand: HOST:PORT of process 0.')
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --coordinator: how many processes there are.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator: which one this is, from 0.')
 
-# Which flags a mode reads, besides --workdir.
+# Which flags a mode reads, besides --workdir and those of several processes.
 _FLAGS = {'train': ['config'], 'eval': ['config', 'average_checkpoints'], 'table': ['csv']}
 _FLAGS['sample'] = [*_FLAGS['eval'], 'num_samples', 'temperature', 'labels', 'seed', 'npz']
 _FLAGS['superres'] = [*_FLAGS['sample'], 'input', 'num_inputs']
@@ -75,14 +95,15 @@ _FLAGS['complete'] = [*_FLAGS['superres'], 'keep']
 def train() -> None:
   workdir = _workdir()
   asked_for = _given_config() or runs.read_config(workdir)
+  check_config(asked_for)  # before data are prepared
   config = data.with_stand_in(asked_for)
   if config.dataset != asked_for.dataset:
     print(f'{asked_for.dataset} is neither here nor to be had: training on generated images. This is no result.')
   trainer = Trainer(config, workdir)
   _print_note(config)
-  runs.write_config(workdir, config)
-  evaluation = trainer.run()
-  _report(runs.load(workdir, config), evaluation)
+  with runs.own(workdir, config):
+    evaluation = trainer.run()
+    _report(runs.load(workdir, config), evaluation)
 
 
 def evaluate() -> None:
@@ -177,6 +198,27 @@ def table() -> None:
   print(tables.render(entries, tables.collect(epath.Path(_WORKDIR.value or 'runs').expanduser()), as_csv=_CSV.value))
 
 
+def _join() -> None:
+  """Makes this process one of several, where flags say so. The first one speaks for all."""
+  by_hand = {'coordinator_address': _COORDINATOR.value, 'num_processes': _NUM_PROCESSES.value,
+             'process_id': _PROCESS_ID.value}
+  given = [value for value in by_hand.values() if value is not None]
+  if not given and not _DISTRIBUTED.value:
+    return
+  if given:
+    check(len(given) == 3, '--coordinator, --num_processes, --process_id', tuple(by_hand.values()), 'given together')
+    check(re.fullmatch(r'\S+:\d+', _COORDINATOR.value), '--coordinator', _COORDINATOR.value, 'HOST:PORT')
+    check(_NUM_PROCESSES.value > 0, '--num_processes', _NUM_PROCESSES.value, 'positive')
+    check(0 <= _PROCESS_ID.value < _NUM_PROCESSES.value, '--process_id', _PROCESS_ID.value,
+          f'in 0..{_NUM_PROCESSES.value - 1}')
+  try:
+    jax.distributed.initialize(**by_hand)
+  except (RuntimeError, ValueError) as error:
+    raise InputError(f'Cannot join the other processes ({_last_line(error)}); see launch/README.md.') from error
+  if not devices.is_first():
+    sys.stdout = open(os.devnull, 'w')
+
+
 def _load() -> runs.Run:
   check(_AVERAGE.value > 0, '--average_checkpoints', _AVERAGE.value, 'positive')
   check(0 <= _SEED.value < 2**32, '--seed', _SEED.value, 'in 0..2^32-1')
@@ -241,11 +283,12 @@ def _path(run: runs.Run, kind: str, log_probs: np.ndarray) -> epath.Path:
 def _write(run: runs.Run, kind: str, temperature: float, picture: np.ndarray, **arrays: np.ndarray) -> None:
   path = _path(run, kind, arrays['log_probs'])
   path = path.with_name(f'{path.stem}_temperature{temperature:g}.png')
-  pictures.write_png(path, picture)
+  write_whole(path, pictures.png(picture))
   print(f'Wrote {path}')
   if _NPZ.value:
-    with path.with_suffix('.npz').open('wb') as file:
-      np.savez_compressed(file, **arrays)
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    write_whole(path.with_suffix('.npz'), file.getvalue())
     print(f'Wrote {path.with_suffix(".npz")}')
 
 
@@ -275,7 +318,10 @@ _MODES = {'train': train, 'eval': evaluate, 'sample': sample, 'complete': comple
 
 def main(argv: list[str]) -> int:
   """Runs the program; returns its exit code."""
-  logging.set_verbosity(logging.ERROR)
+  stopping.listen()
+  # Libraries print tracebacks of what is reported here in one line, such as a checkpoint that could not be saved.
+  logging.disable(logging.ERROR)
+  sys.unraisablehook = lambda unraisable: None
   app.define_help_flags()
   try:
     try:
@@ -298,16 +344,17 @@ def main(argv: list[str]) -> int:
       if flags.FLAGS[name].present:
         readers = ', '.join(mode for mode, names in _FLAGS.items() if name in names)
         raise InputError(f'--{name} means nothing to --mode={_MODE.value}; leave it out. It is for: {readers}.')
+    _join()
     _MODES[_MODE.value]()
   except (InputError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
     print(f'Error: {error}', file=sys.stderr)
     return 2
-  except NonFiniteError as error:
+  except RunError as error:
     print(f'Error: {error}', file=sys.stderr)
     return 1
-  except KeyboardInterrupt:
-    print('Interrupted. The same command goes on from the last checkpoint.', file=sys.stderr)
-    return 130
+  except stopping.Stopped as stopped:
+    print(stopped, file=sys.stderr)
+    return stopping.EXIT_CODE
   return 0
 
 

@@ -1,37 +1,58 @@
-"""Checkpoints in `workdir/checkpoints`, written by Orbax: atomic, asynchronous, the newest few kept."""
+"""Checkpoints in `workdir/checkpoints`, written by Orbax: atomic, asynchronous, verified when they are read."""
 
+from collections.abc import Iterator
+import dataclasses
+import hashlib
+import time
 from typing import Any
 
 from etils import epath
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
-from image_transformer.errors import InputError
+from image_transformer import devices
+from image_transformer.errors import InputError, RunError
+from image_transformer.workdir import warn
+
+_ATTEMPTS = 3  # to save what must be saved before the process ends
 
 
-def latest_step(workdir: epath.PathLike) -> int | None:
-  """The newest step saved in a workdir, which need not exist; None if there is none."""
+def saved_steps(workdir: epath.PathLike) -> list[int]:
+  """The steps saved in a workdir, which need not exist, the oldest first."""
   folder = epath.Path(workdir) / 'checkpoints'
   names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-  return max((int(name) for name in names if name.isdigit()), default=None)
+  return sorted(int(name) for name in names if name.isdigit())
 
 
 class Checkpoints:
-  """Saves and restores training states; a context manager that waits for the last save."""
+  """Saves and restores training states; a context manager.
 
-  def __init__(self, workdir: epath.PathLike, keep: int = 1):
-    self._folder = epath.Path(workdir).resolve() / 'checkpoints'
-    self._manager = ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+  Args:
+    workdir: of the run.
+    keep: how many checkpoints are kept; None: they are only read.
+    every: after how many steps they are due. One saved out of turn, when a run was stopped, is
+      kept only until the next, so that it displaces none of them.
+  """
+
+  def __init__(self, workdir: epath.PathLike, keep: int | None = None, every: int = 1):
+    self._workdir = epath.Path(workdir).resolve()
+    self._folder = self._workdir / 'checkpoints'
+    self._options = ocp.CheckpointManagerOptions(
+        preservation_policy=_Preserve(keep or 1, every), read_only=keep is None, create=keep is not None,
+        cleanup_tmp_directories=keep is not None)
+    self._open()
+
+  def _open(self):
+    self._error = None
+    self._manager = _Manager(self._folder, options=self._options)
 
   def __enter__(self):
     return self
 
   def __exit__(self, *exception):
+    self.failed(wait=True)
     self._manager.close()
-
-  @property
-  def latest_step(self) -> int | None:
-    return self._manager.latest_step()
 
   @property
   def steps(self) -> list[int]:
@@ -39,22 +60,124 @@ class Checkpoints:
     return sorted(self._manager.all_steps())
 
   def save(self, step: int, state: Any) -> None:
-    """Starts saving a tree of arrays under a step; does nothing if that step is saved already."""
-    if step != self.latest_step:
-      self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
+    """Starts saving a tree of arrays under a step, unless it is saved already; `failed` tells how that went."""
+    self.failed(wait=True)
+    if step in self.steps:
+      return
+    host_state = jax.device_get(state)
+    items = ocp.args.Composite(state=ocp.args.StandardSave(host_state),
+                               digest=ocp.args.JsonSave({'sha256': _digest(host_state)}))
+    try:
+      self._manager.save(step, args=items)
+    except (OSError, ValueError) as error:  # Orbax makes either of a full disk
+      self._error = error
 
-  def restore(self, like: Any, step: int | None = None) -> Any:
-    """A state that was saved, by default the newest, as host arrays in the structure, shapes and types of `like`.
+  def failed(self, wait: bool = False) -> bool:
+    """Whether the last save has failed, which is reported once; one still going on has not, unless it is waited for.
+
+    Older checkpoints are as they were then, and `save` may be tried again. Every process must ask.
+    """
+    error, self._error = self._error, None
+    if not error and (wait or not self._manager.is_saving_in_progress()):
+      try:
+        self._manager.wait_until_finished()
+      except (OSError, ValueError) as late_error:
+        error = late_error
+    if not devices.any_process(error is not None):
+      return False
+    warn(f'a checkpoint could not be saved in {self._folder} ({_reason(error)}); the older ones are as they were.')
+    # A manager whose save failed has lost count, and left half a checkpoint. A new one clears up.
+    self._open()
+    return True
+
+  def save_surely(self, step: int, state: Any) -> None:
+    """Saves, and waits until that is done.
 
     Raises:
-      InputError: if it does not fit `like`.
+      RunError: if it fails several times.
     """
-    step = self.latest_step if step is None else step
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    for attempt in range(_ATTEMPTS):
+      self.save(step, state)
+      if not self.failed(wait=True):
+        return
+      time.sleep(2**attempt)
+    kept = f'that of step {self.steps[-1]} is the newest' if self.steps else 'there is none'
+    raise RunError(f'The checkpoint of step {step} could not be saved in {self._folder}; {kept}. Make room or mend '
+                   'the permissions, then give the same command again.')
+
+  def restore(self, like: Any) -> Iterator[Any]:
+    """Yields the states that were saved, the newest first, as host arrays in the structure of `like`.
+
+    A checkpoint that cannot be read, or does not hold what was saved, is reported and left out.
+
+    Raises:
+      InputError: if there are checkpoints, and all are damaged.
+    """
+    # Arrays without memory of their own, which only tell Orbax what to make.
+    like = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), like)
+    steps, good = self.steps, 0
+    for step in reversed(steps):
+      reason, state = self._read(step, like)
+      if devices.any_process(bool(reason)):
+        warn(f'checkpoint {self._folder / str(step)} is damaged and not used ({reason}).')
+      else:
+        good += 1
+        yield state
+    if steps and not good:
+      raise InputError(f'Every checkpoint in {self._folder} is damaged ({reason}): put a whole one there, or begin anew '
+                       'in another --workdir.')
+
+  def _read(self, step, like):
+    items = ocp.args.Composite(state=ocp.args.StandardRestore(like), digest=ocp.args.JsonRestore())
     try:
-      args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-      return self._manager.restore(step, args=args)['state']
-    except (ValueError, KeyError, TypeError, OSError) as error:
-      reason = str(error).strip().splitlines()
-      raise InputError(f'Checkpoint {self._folder}/{step} cannot be restored into this model: '
-                       f'{reason[0][:200] if reason else type(error).__name__}') from error
+      restored = self._manager.restore(step, args=items)
+      if _digest(restored['state']) != restored['digest']['sha256']:
+        return 'its values are not those that were saved', None
+      return '', restored['state']
+    except Exception as error:  # a damaged file can raise anything
+      return _reason(error), None
+
+  def set_aside_after(self, step: int) -> None:
+    """Moves checkpoints newer than `step`, which are damaged, to `workdir/damaged`: the run will save those steps again."""
+    for damaged in self.steps if devices.is_first() else []:
+      if damaged > step:
+        target = self._workdir / 'damaged' / str(damaged)
+        target.parent.mkdir(exist_ok=True)
+        if target.exists():
+          target.rmtree()
+        (self._folder / str(damaged)).rename(target)
+    self._open()
+
+
+class _Manager(ocp.CheckpointManager):
+
+  def reached_preemption(self, step: int) -> bool:
+    """Never: the preemption service counts calls, and `stopping.poll` makes them all."""
+    return False
+
+
+@dataclasses.dataclass
+class _Preserve(ocp.checkpoint_managers.PreservationPolicy):
+  """The newest checkpoint, and the newest few of those that were due."""
+
+  keep: int
+  every: int
+
+  def should_preserve(self, checkpoints, *, context):
+    due = [info.step for info in checkpoints if info.step % self.every == 0][-self.keep:]
+    return [info is checkpoints[-1] or info.step in due for info in checkpoints]
+
+
+def _digest(tree: Any) -> str:
+  """SHA-256 of every array with its name, type and shape: what is read back must be what was saved, bit for bit."""
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    array = np.ascontiguousarray(leaf)
+    digest.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'.encode())
+    digest.update(array.reshape(-1).view(np.uint8))
+  return digest.hexdigest()
+
+
+def _reason(error: Exception | None) -> str:
+  lines = str(error).strip().splitlines()
+  return lines[0][:200] if lines else type(error).__name__

@@ -179,11 +179,13 @@ class OptimizerConfig:
   b2: float = 0.98
   epsilon: float = 1e-9
   clip_norm: float = 0.0  # global norm to which gradients are clipped; 0: not clipped, as in the paper
+  # So many steps in a row may be skipped because their gradient is not finite; the next stops the run. 0: the first does.
+  skip_non_finite: int = 0
 
   def __post_init__(self):
     _check_ranges('optimizer', self, 'positive', _positive, 'learning_rate', 'warmup_steps', 'epsilon')
     _check_ranges('optimizer', self, 'in [0, 1)', _fraction, 'b1', 'b2')
-    _check_ranges('optimizer', self, '0 (off) or positive', _not_negative, 'clip_norm')
+    _check_ranges('optimizer', self, '0 (off) or positive', _not_negative, 'clip_norm', 'skip_non_finite')
     check(self.schedule in ('rsqrt', 'cosine'), 'optimizer.schedule', self.schedule, 'rsqrt or cosine')
 
 

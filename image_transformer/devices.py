@@ -1,12 +1,17 @@
-"""The one seam to several devices: `jax.pmap` over a named axis, and what carries data to and from it."""
+"""The one seam to several devices and processes: `jax.pmap` over a named axis, and what carries data to and from it.
+
+Process k of P holds the k-th of P equal parts of every batch, its devices the equal parts of that.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 
 AXIS = 'devices'
+
 
 def pmap(function: Callable, **kwargs) -> Callable:
   """`jax.pmap` with the named axis over which gradients are averaged."""
@@ -27,15 +32,30 @@ def unreplicate(tree: Any) -> Any:
 
 
 def split(tree: Any) -> Any:
-  """[batch, ...] -> [local devices, batch / local devices, ...] for every array."""
+  """A process's part of a batch [b, ...] -> [local devices, b / local devices, ...] for every array."""
   return jax.tree.map(lambda x: np.reshape(x, (jax.local_device_count(), -1, *x.shape[1:])), tree)
 
 
-def merge(x: jax.Array) -> np.ndarray:
-  """The inverse of `split`, on the host."""
-  return np.asarray(x).reshape(-1, *x.shape[2:])
+def own_part(tree: Any) -> Any:
+  """This process's part of the arrays of a whole batch."""
+  return jax.tree.map(lambda x: np.split(np.asarray(x), jax.process_count())[jax.process_index()], tree)
+
+
+def gather(tree: Any) -> Any:
+  """Inside `pmap`: each device's [b, ...] -> [devices * b, ...], the whole batch, on every device."""
+  return jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS, tiled=True), tree)
 
 
 def round_up(batch_size: int) -> int:
-  """The next batch size that the local devices divide."""
-  return -(-batch_size // jax.local_device_count()) * jax.local_device_count()
+  """The next batch size that all devices divide."""
+  return -(-batch_size // jax.device_count()) * jax.device_count()
+
+
+def is_first() -> bool:
+  """Whether this is the one process that writes and reports."""
+  return jax.process_index() == 0
+
+
+def any_process(flag: bool) -> bool:
+  """Whether `flag` is true on some process; every process must ask."""
+  return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())

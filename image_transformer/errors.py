@@ -1,4 +1,4 @@
-"""The one exception for anything a user gave that cannot be used."""
+"""What ends a run, each with one line for the user."""
 
 
 class InputError(ValueError):
@@ -11,3 +11,7 @@ class InputError(ValueError):
 
 class MissingDataError(InputError):
   """A dataset that is neither prepared nor to be had; never one that is there but damaged."""
+
+
+class RunError(RuntimeError):
+  """A run that cannot go on although its input is good. `main.py` prints the one line and exits with code 1."""

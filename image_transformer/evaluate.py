@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
-from image_transformer import data, devices
+from image_transformer import data, devices, stopping
 from image_transformer.metrics import Evaluation
 from image_transformer.model import ImageTransformer
 
@@ -18,22 +19,27 @@ def make_evaluator(model: ImageTransformer, batch_size: int) -> Callable[..., Ev
     params: the parameters, one copy on every device (`devices.replicate`).
     source: images and what they are given, from `data.open_split`.
     num_images: the first so many; 0 for all.
+
+  Raises `stopping.Stopped` between two batches.
   """
 
   def negative_log_prob(params, images, given):
-    return -model.apply({'params': params}, images, given, method='log_prob')
+    return devices.gather(-model.apply({'params': params}, images, given, method='log_prob'))
 
   parallel = devices.pmap(negative_log_prob)
 
   def evaluate(params: Any, source: Any, num_images: int = 0) -> Evaluation:
-    batches = data.eval_batches(source, batch_size=devices.round_up(batch_size), num_images=num_images)
+    number, batch = num_images or len(source), devices.round_up(batch_size)
+    batches = data.eval_batches(source, batch_size=batch, num_images=number,
+                                process_index=jax.process_index(), process_count=jax.process_count())
     nats = []
-    with tqdm(total=num_images or len(source), desc='evaluate', unit='image', leave=False) as progress:
-      for batch in batches:
-        mask = batch['mask'].astype(bool)
-        images, given = devices.split((batch['image'], {name: batch[name] for name in model.conditions}))
-        nats.append(devices.merge(parallel(params, images, given)).astype(np.float64)[mask])
-        progress.update(int(mask.sum()))
-    return Evaluation(np.concatenate(nats), model.spec.num_dims)
+    with tqdm(total=number, desc='evaluate', unit='image', leave=False, disable=not devices.is_first()) as progress:
+      for arrays in batches:
+        stopping.poll()
+        images, given = devices.split((arrays['image'], {name: arrays[name] for name in model.conditions}))
+        nats.append(np.asarray(devices.unreplicate(parallel(params, images, given)), np.float64))
+        progress.update(min(batch, number - progress.n))
+    # What is padding comes last.
+    return Evaluation(np.concatenate(nats)[:number], model.spec.num_dims)
 
   return evaluate

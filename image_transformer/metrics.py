@@ -1,20 +1,28 @@
 """Where numbers go: metrics.jsonl, TensorBoard, and bits/dim."""
 
 from collections.abc import Callable
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import math
 import os
 import subprocess
+import time
 from typing import Any
 
 from etils import epath
 import jax
 import numpy as np
-import tensorboardX
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
 
+from image_transformer import devices
 from image_transformer.config import Config
+from image_transformer.workdir import survive, write_whole
+
+_FLUSH_SECONDS = 10
 
 
 def bits_per_dim(nats: Any, num_dims: int) -> Any:
@@ -52,49 +60,68 @@ class Evaluation:
     return {'bits_per_dim': self.bits_per_dim, 'standard_error': self.standard_error, 'num_images': self.num_images}
 
 
-def write_whole(path: epath.Path, text: str) -> None:
-  """Writes a small file so that a crash leaves the old one or the new one, never half of it."""
-  part = path.with_name(path.name + '.part')
-  part.write_text(text)
-  part.replace(path)
-
-
 class MetricsLog:
-  """Appends to `metrics.jsonl` and TensorBoard in a workdir.
+  """Writes `metrics.jsonl` and TensorBoard's events in a workdir; a full disk is reported and does no more harm.
 
-  Opening it keeps those earlier lines for which `keep(line)` is true, and removes those
-  that a run going on from a checkpoint will write again.
+  `metrics.jsonl` is replaced as a whole: object stores cannot append, and no crash leaves half a line. Opening
+  it keeps those earlier lines for which `keep(line)` is true, and removes those that a run going on from a
+  checkpoint will write again.
   """
 
   def __init__(self, workdir: epath.Path, keep: Callable[[dict[str, Any]], bool] = lambda line: True):
     self._path = workdir / 'metrics.jsonl'
-    kept = [line for line in read_metrics(workdir) if keep(line)]
-    write_whole(self._path, ''.join(json.dumps(line) + '\n' for line in kept))
-    next_step = max((line['step'] for line in kept), default=-1) + 1
-    self._board = tensorboardX.SummaryWriter(str(workdir), purge_step=next_step)
+    self._lines = [line for line in read_metrics(workdir) if keep(line)]
+    self._board = None
+    if devices.is_first():
+      with survive('Writing TensorBoard events'):
+        self._board = EventsWriter(os.fspath(workdir / 'events'))
+    next_step = max((line['step'] for line in self._lines), default=-1) + 1
+    self._show(next_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+    self.flush()
 
-  def write(self, step: int, split: str, **values: float) -> None:
-    """One line, with `step` and `split` first."""
-    with self._path.open('a') as file:
-      file.write(json.dumps({'step': step, 'split': split, **values}) + '\n')
+  def has_evaluation(self, step: int) -> bool:
+    """Whether there is a line of an evaluation after this step."""
+    return any(line['step'] == step and 'num_images' in line for line in self._lines)
+
+  def write(self, step: int, split: str, **values: float | None) -> None:
+    """Adds one line, with `step` and `split` first; it reaches the file within seconds."""
+    self._lines.append({'step': step, 'split': split, **values})
     for name, value in values.items():
-      if value is None:
-        continue
-      self._board.add_scalar(f'{split}/{name}', value, step)
+      if value is not None:
+        self._show(step, summary=summary.scalar(f'{split}/{name}', value))
+    if time.monotonic() - self._flushed_at > _FLUSH_SECONDS:
+      self.flush()
 
   def write_picture(self, step: int, name: str, picture: np.ndarray) -> None:
     """A uint8 [height, width, 3] picture, for TensorBoard."""
-    self._board.add_image(name, picture, step, dataformats='HWC')
+    self._show(step, summary=summary.image(name, picture, dataformats='HWC'))
 
   def write_text(self, name: str, text: str) -> None:
-    self._board.add_text(name, text)
+    self._show(0, summary=summary.text(name, text))
+
+  def flush(self) -> None:
+    """Writes what there is, to survive the machine; what could not be written before is written now."""
+    self._flushed_at = time.monotonic()
+    with survive(f'Writing {self._path}'):
+      write_whole(self._path, ''.join(json.dumps(line) + '\n' for line in self._lines))
+    if self._board:
+      with survive('Writing TensorBoard events'):
+        self._board.flush()
 
   def close(self) -> None:
-    self._board.close()
+    self.flush()
+    if self._board:
+      with survive('Writing TensorBoard events'):
+        self._board.close()
+
+  def _show(self, step, **content):
+    if self._board:
+      with contextlib.suppress(OSError):  # `flush` reports it
+        self._board.write_event(event_pb2.Event(wall_time=time.time(), step=step, **content))
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
-  """The lines of `metrics.jsonl`; a last one cut off by a crash is ignored."""
+  """The lines of `metrics.jsonl`; from one on that is damaged, none."""
   path = workdir / 'metrics.jsonl'
   lines = []
   for line in path.read_text().splitlines() if path.exists() else []:

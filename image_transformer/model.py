@@ -92,7 +92,7 @@ class ImageTransformer(nn.Module):
       raise InputError(f'Images are {images.dtype}, but must be integers in 0..{self.spec.levels - 1}.')
     return images.astype(jnp.int32).reshape(images.shape[0], -1, self.likelihood.values_per_position)
 
-  def encode(self, given: Given, train: bool = False) -> Encoded:
+  def encode(self, given: Given, places: jax.Array | None = None) -> Encoded:
     """Runs the encoder (paper section 3.4) and looks the classes up.
 
     Raises:
@@ -111,7 +111,7 @@ class ImageTransformer(nn.Module):
     embedded = self.encoder_embedding(values, index % self.spec.channels)
     embedded += self.encoder_coordinates(*jnp.divmod(index, self._columns // c.upscale))
     layers = c.num_encoder_layers
-    encoded, _ = self.encoder(embedded, [attend_to_all] * layers, train, [None] * layers)
+    encoded, _ = self.encoder(embedded, [attend_to_all] * layers, places, [None] * layers)
     return Encoded(vector, self.decoder.remember(encoded))
 
   def embed(self, previous: jax.Array, previous_index: jax.Array, index: jax.Array, encoded: Encoded) -> jax.Array:
@@ -138,30 +138,42 @@ class ImageTransformer(nn.Module):
     previous, order = self.layout.previous, self.layout.order
     return self.embed(self.values(images)[:, previous], jnp.asarray(previous), jnp.asarray(order), encoded)
 
-  def decode(self, embedded: jax.Array, encoded: Encoded, train: bool = False) -> jax.Array:
+  def decode(self, embedded: jax.Array, encoded: Encoded, places: jax.Array | None = None) -> jax.Array:
     """Embedded slots [B, N, Q, D] -> likelihood parameters [B, N, Q, P], float32."""
 
     def attend(q, k, v, dropout):
       return attention.local_attention(q, k, v, self.layout, dropout), None
 
-    return self._run(embedded, [attend] * self.config.num_layers, encoded, train)[0]
+    return self._run(embedded, [attend] * self.config.num_layers, encoded, places)[0]
 
-  def _run(self, embedded, attends, encoded, train=False):
-    x, kept = self.decoder(embedded, attends, train, encoded.remembered)
+  def _run(self, embedded, attends, encoded, places=None):
+    x, kept = self.decoder(embedded, attends, places, encoded.remembered)
     return self.output(x.astype(jnp.float32)), kept
+
+  def _decode_images(self, images, given, train, first_place):
+    """Likelihood parameters [B, N, Q, P]; with dropout, of images at these places of the whole batch."""
+    places = first_place + jnp.arange(len(images)) if train else None
+    encoded = self.encode(given, places)
+    return self.decode(self.embed_images(images, encoded), encoded, places)
 
   def __call__(self, images: jax.Array, given: Given = {}, train: bool = False) -> jax.Array:
     """Likelihood parameters in raster order: [B, H, W, C, levels] (categorical) or [B, H, W, P] (DMOL)."""
-    encoded = self.encode(given, train)
-    parameters = self.decode(self.embed_images(images, encoded), encoded, train)
+    parameters = self._decode_images(images, given, train, 0)
     parameters = parameters.reshape(images.shape[0], -1, parameters.shape[-1])[:, self.layout.slots]
     positions = images.shape if self.config.likelihood == 'categorical' else images.shape[:3]
     return parameters.reshape(*positions, -1)
 
-  def log_prob(self, images: jax.Array, given: Given = {}, train: bool = False) -> jax.Array:
-    """Log-probability of each image under its conditions, nats [B], float32."""
-    encoded = self.encode(given, train)
-    parameters = self.decode(self.embed_images(images, encoded), encoded, train)
+  def log_prob(self, images: jax.Array, given: Given = {}, train: bool = False,
+               first_place: jax.Array | int = 0) -> jax.Array:
+    """Log-probability of each image under its conditions, nats [B], float32.
+
+    Args:
+      images: integers [B, H, W, C].
+      given: the conditions.
+      train: with dropout, from the random key 'dropout'.
+      first_place: where in the whole batch these images begin, which decides their dropout.
+    """
+    parameters = self._decode_images(images, given, train, first_place)
     order = self.layout.order
     log_probs = self.likelihood.log_prob(parameters, self.values(images)[:, order])
     return jnp.where(order >= 0, log_probs, 0).sum(axis=(1, 2))

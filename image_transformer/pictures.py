@@ -1,11 +1,10 @@
 """Images as PNG files."""
 
 from collections.abc import Sequence
+import io
 
-from etils import epath
 import numpy as np
 from PIL import Image
-
 
 _MAX_STRIPS = 32  # rows; more would be a picture that nobody can open
 
@@ -50,9 +49,8 @@ def strips(columns: Sequence[np.ndarray], levels: int) -> np.ndarray:
   return grid(flat, levels, columns=len(columns), height=max(128, height) * len(images))
 
 
-def write_png(path: epath.PathLike, picture: np.ndarray) -> None:
-  """Writes uint8 [height, width, 3], making the folder if need be."""
-  path = epath.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with path.open('wb') as file:
-    Image.fromarray(picture).save(file, format='PNG')
+def png(picture: np.ndarray) -> bytes:
+  """A file of uint8 [height, width, 3]."""
+  file = io.BytesIO()
+  Image.fromarray(picture).save(file, format='PNG')
+  return file.getvalue()

@@ -1,6 +1,9 @@
 """What a finished or interrupted run left in its workdir, and how to load it."""
 
+from collections.abc import Iterator
+import contextlib
 import dataclasses
+import itertools
 import json
 from typing import Any, NamedTuple
 
@@ -9,18 +12,18 @@ import jax
 import numpy as np
 
 from image_transformer import config as config_lib
-from image_transformer import data
-from image_transformer.checkpoints import Checkpoints, latest_step
+from image_transformer import data, devices
+from image_transformer.checkpoints import Checkpoints, saved_steps
 from image_transformer.config import Config, check
 from image_transformer.errors import InputError
-from image_transformer.metrics import write_whole
 from image_transformer.model import ImageTransformer, make_model
 from image_transformer.optimizers import make_optimizer
 from image_transformer.train import init_state
+from image_transformer.workdir import lock, write_whole
 
 # What a run may change on the way; everything else defines it.
-_FREE = ('data_dir', 'stand_in', 'eval', 'sample', 'model.remat', 'train.steps', 'train.log_every',
-         'train.checkpoint_every', 'train.keep_checkpoints', 'train.eval_every', 'train.sample_every')
+_FREE = ('data_dir', 'stand_in', 'eval', 'sample', 'model.remat', 'train.steps', 'train.accumulation',
+         'train.log_every', 'train.checkpoint_every', 'train.keep_checkpoints', 'train.eval_every', 'train.sample_every')
 
 
 class Run(NamedTuple):
@@ -47,19 +50,43 @@ def read_config(workdir: epath.PathLike) -> Config:
     raise InputError(f'{path} cannot be used: {error}') from error
 
 
+@contextlib.contextmanager
+def own(workdir: epath.Path, config: Config) -> Iterator[None]:
+  """Makes a workdir this run's alone: locks it and writes config.json.
+
+  Raises:
+    InputError: if the workdir holds another run, or another process trains there; nothing is changed then.
+  """
+  error = None
+  with contextlib.ExitStack() as stack:
+    if devices.is_first():
+      try:
+        _check_free(workdir, config)
+        stack.enter_context(lock(workdir))
+        write_config(workdir, config)
+      except (InputError, OSError) as first_error:
+        error = first_error
+    if devices.any_process(error is not None):
+      raise error or InputError(f'The first process cannot use {workdir}; its own message says why.')
+    yield
+
+
 def write_config(workdir: epath.Path, config: Config) -> None:
   """Writes config.json, in a new workdir, over one of the same run, or over one that got nowhere.
 
   Raises:
     InputError: if the workdir holds another run; nothing is changed then.
   """
-  if (workdir / 'config.json').exists():
-    if latest_step(workdir) is not None or (workdir / 'results.json').exists():
-      _check_same_run(workdir, read_config(workdir), config)
-  elif workdir.exists() and any(workdir.iterdir()):
-    raise InputError(f'{workdir} is not empty and holds no run; choose another --workdir.')
-  workdir.mkdir(parents=True, exist_ok=True)
+  _check_free(workdir, config)
   write_whole(workdir / 'config.json', json.dumps(dataclasses.asdict(config), indent=2) + '\n')
+
+
+def _check_free(workdir, config):
+  if (workdir / 'config.json').exists():
+    if saved_steps(workdir) or (workdir / 'results.json').exists():
+      _check_same_run(workdir, read_config(workdir), config)
+  elif workdir.exists() and any(path.name != 'lock' for path in workdir.iterdir()):
+    raise InputError(f'{workdir} is not empty and holds no run; choose another --workdir.')
 
 
 def _check_same_run(workdir, old, new):
@@ -102,18 +129,16 @@ def load(workdir: epath.PathLike, config: Config | None = None, num_checkpoints:
   config = config or saved
   model = make_model(config.model, data.image_spec(config))
   optimizer = make_optimizer(config.optimizer, config.train.steps)
-  if latest_step(workdir) is None:
+  if not saved_steps(workdir):
     raise InputError(f'There is no checkpoint in {workdir}; train first with the same --workdir.')
   with Checkpoints(workdir) as checkpoints:
-    steps = checkpoints.steps[-num_checkpoints:]
-    check(len(steps) == num_checkpoints, '--average_checkpoints', num_checkpoints,
-          f'at most {len(steps)}, the number of checkpoints in {workdir}; train.keep_checkpoints decides how many')
     like = jax.eval_shape(lambda: init_state(model, optimizer, config))
+    step, params = 0, None
     # One after the other, so that only two are in memory.
-    state = checkpoints.restore(like)
-    params = state.eval_params(config.eval.ema)
-    for step in steps[:-1]:
-      more = checkpoints.restore(like, step).eval_params(config.eval.ema)
-      params = jax.tree.map(np.add, params, more)
+    for number, state in enumerate(itertools.islice(checkpoints.restore(like), num_checkpoints), 1):
+      more = state.eval_params(config.eval.ema)
+      step, params = max(step, int(state.step)), jax.tree.map(np.add, params, more) if params else more
+    check(number == num_checkpoints, '--average_checkpoints', num_checkpoints,
+          f'at most {number}, the number of checkpoints in {workdir}; train.keep_checkpoints decides how many')
     params = jax.tree.map(lambda x: x / np.float32(num_checkpoints), params) if num_checkpoints > 1 else params
-  return Run(config, model, {'params': params}, int(state.step))
+  return Run(config, model, {'params': params}, step)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from image_transformer import attention, devices
+from image_transformer import attention, devices, stopping
 from image_transformer.config import check
 from image_transformer.errors import InputError
 from image_transformer.model import Given, ImageTransformer
@@ -93,26 +93,28 @@ def make_sampler(model: ImageTransformer, batch_size: int, num_kept: int = 0) ->
     temperature: see `sample`.
     images: [num_images, H, W, C] to complete, where `num_kept` positions are kept.
 
-  It returns uint8 [num_images, H, W, C] and float32 log-probabilities [num_images] in nats.
+  It returns uint8 [num_images, H, W, C] and float32 log-probabilities [num_images] in nats, on every
+  process, and raises `stopping.Stopped` between two batches.
   """
 
   def draw_batch(params, seed, indices, given, temperature, images):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices)
-    return sample(model, {'params': params}, keys, given, temperature, images, num_kept)
+    return devices.gather(sample(model, {'params': params}, keys, given, temperature, images, num_kept))
 
   parallel = devices.pmap(draw_batch, in_axes=(0, None, 0, 0, None, 0))
 
   def draw(params, seed, num_images, given, temperature=1.0, images=None):
     batch = devices.round_up(min(batch_size, num_images))
     drawn = []
-    with tqdm(total=num_images, desc='sample', unit='image', leave=False) as progress:
+    with tqdm(total=num_images, desc='sample', unit='image', leave=False, disable=not devices.is_first()) as progress:
       for first in range(0, num_images, batch):
+        stopping.poll()
         indices = np.arange(first, first + batch)
         # The last batch is filled up with images that are thrown away.
-        part = jax.tree.map(lambda x: np.asarray(x)[indices % num_images], (given, images))
-        part_given, part_images = devices.split(part)
-        outputs = parallel(params, np.uint32(seed), devices.split(indices), part_given, temperature, part_images)
-        drawn.append([devices.merge(output) for output in outputs])
+        whole = indices, *jax.tree.map(lambda x: np.asarray(x)[indices % num_images], (given, images))
+        part, part_given, part_images = devices.split(devices.own_part(whole))
+        outputs = parallel(params, np.uint32(seed), part, part_given, temperature, part_images)
+        drawn.append(jax.device_get(devices.unreplicate(outputs)))
         progress.update(min(batch, num_images - first))
     images, log_probs = (np.concatenate(parts)[:num_images] for parts in zip(*drawn))
     return images, log_probs

@@ -19,7 +19,8 @@ from PIL import Image
 
 from image_transformer import pictures
 from image_transformer.images import area_resize
-from image_transformer.metrics import Evaluation, bits_per_dim, environment, write_whole
+from image_transformer.metrics import Evaluation, bits_per_dim, environment
+from image_transformer.workdir import write_whole
 
 
 def bicubic(low_res: np.ndarray, height: int, width: int, levels: int) -> np.ndarray:

@@ -15,19 +15,16 @@ import jax.numpy as jnp
 import optax
 from tqdm import tqdm
 
-from image_transformer import data, devices, pictures, superres
-from image_transformer.checkpoints import Checkpoints, latest_step
+from image_transformer import data, devices, pictures, stopping, superres
+from image_transformer.checkpoints import Checkpoints, saved_steps
 from image_transformer.config import Config, check
-from image_transformer.errors import InputError
+from image_transformer.errors import InputError, RunError
 from image_transformer.evaluate import make_evaluator
-from image_transformer.metrics import Evaluation, MetricsLog, bits_per_dim, training_seconds, write_whole
+from image_transformer.metrics import Evaluation, MetricsLog, bits_per_dim, training_seconds
 from image_transformer.model import ImageTransformer, init_params, make_model
-from image_transformer.optimizers import learning_rate, make_optimizer
+from image_transformer.optimizers import learning_rate, make_optimizer, num_skipped
 from image_transformer.sampling import class_rows, make_sampler
-
-
-class NonFiniteError(RuntimeError):
-  """The loss or its gradient is no longer finite. One line, for the user."""
+from image_transformer.workdir import survive, write_whole
 
 
 class TrainState(struct.PyTreeNode):
@@ -59,27 +56,29 @@ def make_train_step(model: ImageTransformer, optimizer: optax.GradientTransforma
   """The step of one device, to be run under `devices.pmap`.
 
   It takes the state and this device's {'image': uint8 [b, H, W, C]} with what they are given, and
-  returns the new state and scalars: the loss of this step in nats/dim, its mean since the
-  last logged step, and the global norm of the gradient before clipping.
+  returns the new state and scalars: the loss of this step in nats/dim, its mean since the last
+  logged step over those where it was finite, the global norm of the gradient before clipping, and
+  how many steps were skipped, altogether and in a row.
   """
   train = config.train
 
-  def loss_fn(params, batch, key):
+  def loss_fn(params, batch, first_place, key):
     given = {name: batch[name] for name in model.conditions}
-    log_prob = model.apply({'params': params}, batch['image'], given, train=True, rngs={'dropout': key},
+    log_prob = model.apply({'params': params}, batch['image'], given, True, first_place, rngs={'dropout': key},
                            method='log_prob')
     return -log_prob.mean() / model.spec.num_dims
 
   def train_step(state, batch):
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    key = jax.random.fold_in(key, jax.lax.axis_index(devices.AXIS))
+    parts = jax.tree.map(lambda x: x.reshape(train.accumulation, -1, *x.shape[1:]), batch)
+    size = parts['image'].shape[1]
+    first_part = jax.lax.axis_index(devices.AXIS) * train.accumulation
 
     def accumulate(total, part):
       part_batch, index = part
-      loss_and_grads = jax.value_and_grad(loss_fn)(state.params, part_batch, jax.random.fold_in(key, index))
+      loss_and_grads = jax.value_and_grad(loss_fn)(state.params, part_batch, (first_part + index) * size, key)
       return jax.tree.map(jnp.add, total, loss_and_grads), None
 
-    parts = jax.tree.map(lambda x: x.reshape(train.accumulation, -1, *x.shape[1:]), batch)
     zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params)
     total, _ = jax.lax.scan(accumulate, zero, (parts, jnp.arange(train.accumulation)))
     loss, grads = jax.lax.pmean(jax.tree.map(lambda x: x / train.accumulation, total), devices.AXIS)
@@ -92,9 +91,11 @@ def make_train_step(model: ImageTransformer, optimizer: optax.GradientTransforma
       decay = jnp.minimum(train.ema_decay, (1 + state.step) / (10 + state.step))
       ema_params = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, ema_params, params)
     new_window = state.step % train.log_every == 0
-    window_loss = jnp.where(new_window, 0, state.window_loss) + loss
-    window_steps = jnp.where(new_window, 0, state.window_steps) + 1
-    metrics = {'loss': loss, 'window_loss': window_loss / window_steps, 'grad_norm': optax.tree.norm(grads)}
+    window_loss = jnp.where(new_window, 0, state.window_loss) + jnp.where(jnp.isfinite(loss), loss, 0)
+    window_steps = jnp.where(new_window, 0, state.window_steps) + jnp.isfinite(loss)
+    skipped, skipped_in_a_row = num_skipped(opt_state)
+    metrics = {'loss': loss, 'window_loss': window_loss / window_steps, 'grad_norm': optax.tree.norm(grads),
+               'skipped': skipped, 'skipped_in_a_row': skipped_in_a_row}
     return TrainState(state.step + 1, params, ema_params, opt_state, window_loss, window_steps), metrics
 
   return train_step
@@ -110,6 +111,19 @@ def num_train_images(workdir: epath.Path) -> int | None:
   return json.loads(path.read_text())['num_train_images'] if path.exists() else None
 
 
+def check_config(config: Config) -> ImageTransformer:
+  """Checks all that can be checked without the data, and returns the model.
+
+  Raises:
+    InputError: if the configuration does not fit the images or the devices.
+  """
+  parts = jax.device_count() * config.train.accumulation
+  if config.train.batch_size % parts:
+    raise InputError(f'train.batch_size is {config.train.batch_size}, but must be a multiple of {parts}: '
+                     f'{jax.device_count()} device(s) x train.accumulation = {config.train.accumulation}.')
+  return make_model(config.model, data.image_spec(config))
+
+
 class Trainer:
   """One training run in a workdir, going on from its newest checkpoint.
 
@@ -118,20 +132,17 @@ class Trainer:
   """
 
   def __init__(self, config: Config, workdir: epath.Path):
-    parts = jax.device_count() * config.train.accumulation
-    if config.train.batch_size % parts:
-      raise InputError(f'train.batch_size is {config.train.batch_size}, but must be a multiple of {parts}: '
-                       f'{jax.device_count()} device(s) x train.accumulation = {config.train.accumulation}.')
-    step = latest_step(workdir)
+    self.model = check_config(config)
+    step = max(saved_steps(workdir), default=None)
     check(step is None or step <= config.train.steps, 'train.steps', config.train.steps,
           f'at least {step}, where the run in {workdir} is')
     self.config = config
     self.workdir = workdir
-    self.model = make_model(config.model, data.image_spec(config))
     self.train_source = data.open_split(config, config.train.split)
     self.eval_source = data.open_split(config, config.eval.split)
     check(config.eval.num_images <= len(self.eval_source), 'eval.num_images', config.eval.num_images,
           f'at most {len(self.eval_source)}, what {config.eval.split} holds')
+    self._num_eval_images = min(config.eval.num_images_during_training, len(self.eval_source)) or len(self.eval_source)
     trained_on, here = num_train_images(workdir), len(self.train_source)
     if step is not None and trained_on not in (None, here):
       raise InputError(f'{config.dataset} {config.train.split} holds {here} images here, but the run in {workdir} was '
@@ -148,82 +159,124 @@ class Trainer:
     Writes checkpoints, metrics.jsonl, TensorBoard events and samples/*.png.
 
     Raises:
-      NonFiniteError: if the loss or the gradient is not finite; the last checkpoint is kept.
+      stopping.Stopped: if the process is asked to stop; the last step is saved.
+      RunError: if the loss or the gradient is not finite, or nothing can be saved; the last checkpoint is kept.
+      InputError: if there are checkpoints, but none can be read.
     """
     train = self.config.train
-    self.workdir.mkdir(parents=True, exist_ok=True)
     write_whole(self.workdir / 'data.json', json.dumps({'num_train_images': len(self.train_source)}) + '\n')
-    with Checkpoints(self.workdir, train.keep_checkpoints) as checkpoints:
-      state = init_state(self.model, self._optimizer, self.config)
-      if checkpoints.latest_step is not None:
-        state = checkpoints.restore(state)
+    with Checkpoints(self.workdir, train.keep_checkpoints, train.checkpoint_every) as self._checkpoints:
+      new_state = functools.partial(init_state, self.model, self._optimizer, self.config)
+      state = next(self._checkpoints.restore(jax.eval_shape(new_state)), None)
+      if state is None:
+        state = new_state()
       start = int(state.step)
+      self._checkpoints.set_aside_after(start)
       self._begin_logs(start)
       batches = data.train_batches(
           self.train_source, batch_size=train.batch_size, seed=self.config.seed, start_step=start, flip=train.flip,
           process_index=jax.process_index(), process_count=jax.process_count())
       try:
-        state = self._train(devices.replicate(state), start, batches, checkpoints)
-        self._progress.close()
-        self._log_samples(train.steps, state)
-        return self._log_evaluation(train.steps, state, self.config.eval.num_images)
+        return self._train(devices.replicate(state), start, batches)
       finally:
         self._progress.close()
         self._log.close()
 
-  def _train(self, state, start, batches, checkpoints):
+  def _train(self, state, start, batches):
     train = self.config.train
+    step = start
     # The last step dispatched: the devices work on it while the host reads the one before.
     pending = None
-    for step in range(start + 1, train.steps + 1):
-      state, metrics = self._step(state, devices.split(next(batches)))
+    try:
+      self._do_what_is_due(step, state)
+      while step < train.steps:
+        stopping.poll()
+        state, metrics = self._step(state, devices.split(next(batches)))
+        step += 1
+        if pending:
+          self._log_step(*pending)
+        pending = step, metrics
+        save = _due(step, train.checkpoint_every) or step == train.steps
+        logged = _due(step, train.log_every)
+        # Queued steps of several CPU devices can dead-lock, so there every step is waited for.
+        if save or logged or any(self._is_due(step)) or jax.default_backend() == 'cpu':
+          self._log_step(*pending)
+          pending = None
+        if save or (logged and self._checkpoints.failed()):
+          # First, so that the lines of what is saved are never missing.
+          self._log.flush()
+          self._checkpoints.save(step, devices.unreplicate(state))
+        self._do_what_is_due(step, state)
+      self._progress.close()
+      self._log_samples(step, state)
+      evaluation = self._log_evaluation(step, state, self.config.eval.num_images)
+      self._checkpoints.save_surely(step, devices.unreplicate(state))
+      return evaluation
+    except stopping.Stopped as stopped:
       if pending:
-        self._log_step(*pending, checkpoints.latest_step)
-      pending = step, metrics
-      save = _due(step, train.checkpoint_every) or step == train.steps
-      evaluate = _due(step, train.eval_every) and step < train.steps
-      draw = _due(step, train.sample_every) and step < train.steps
-      # Queued steps of several CPU devices can dead-lock, so there every step is waited for.
-      if save or evaluate or draw or jax.default_backend() == 'cpu':
-        self._log_step(*pending, checkpoints.latest_step)
-        pending = None
-      paused = time.time()
-      if evaluate:
-        self._log_evaluation(step, state, min(self.config.eval.num_images_during_training, len(self.eval_source)))
-      if draw:
-        self._log_samples(step, state)
-      # Last, so that what a step logs is never missing from a run that goes on from it.
-      if save:
-        checkpoints.save(step, devices.unreplicate(state))
-      self._logged_at += time.time() - paused
-    return state
+        self._log_step(*pending)
+      self._log.flush()
+      if step > 0:
+        self._checkpoints.save_surely(step, devices.unreplicate(state))
+      raise stopping.Stopped(f'Stopped after step {step} of {train.steps}, which is saved. The same command goes on '
+                             f'from there.') from stopped
+
+  def _is_due(self, step):
+    """Whether to evaluate, and whether to draw samples; at the end, both come anyway."""
+    train = self.config.train
+    return tuple(_due(step, every) and 0 < step < train.steps for every in (train.eval_every, train.sample_every))
+
+  def _do_what_is_due(self, step, state):
+    """Evaluates and draws, but not again where a run that was stopped has done so."""
+    began = time.time()
+    evaluate, draw = self._is_due(step)
+    if evaluate and not devices.any_process(self._log.has_evaluation(step)):
+      self._log_evaluation(step, state, self._num_eval_images)
+    if draw and not devices.any_process(devices.is_first() and self._picture(step).exists()):
+      self._log_samples(step, state)
+    self._logged_at += time.time() - began
+
+  def _picture(self, step):
+    return self.workdir / 'samples' / f'{step:07d}.png'
 
   def _begin_logs(self, start):
-    steps = self.config.train.steps
-    # Lines past the restored step will be written again, and so will the final evaluation.
-    self._log = MetricsLog(self.workdir, keep=lambda line: line['step'] < start or (
-        line['step'] == start and (line['split'] == 'train' or start < steps)))
+    train = self.config.train
+
+    def keep(line):
+      # Lines past the restored step will be written again, and so will, of this step, what the run would not
+      # write if it went through: the final evaluation of one that was to end here.
+      if line['step'] != start:
+        return line['step'] < start
+      if 'num_images' in line:
+        return start < train.steps and _due(start, train.eval_every) and line['num_images'] == self._num_eval_images
+      return _due(start, train.log_every) or start == train.steps
+
+    self._log = MetricsLog(self.workdir, keep)
     self._log.write_text('config', f'```\n{json.dumps(dataclasses.asdict(self.config), indent=2)}\n```')
-    self._progress = tqdm(total=self.config.train.steps, initial=start, unit='step', desc='train')
+    self._progress = tqdm(total=train.steps, initial=start, unit='step', desc='train', disable=not devices.is_first())
     self._began = time.time() - training_seconds(self.workdir)
     self._logged_at, self._logged_step = time.time(), start
 
-  def _log_step(self, step, metrics, saved_step):
+  def _log_step(self, step, metrics):
     """Waits for a step, checks that it is finite, and logs it where that is due."""
     metrics = {name: float(value) for name, value in devices.unreplicate(metrics).items()}
-    if not (math.isfinite(metrics['loss']) and math.isfinite(metrics['grad_norm'])):
-      kept = f'the checkpoint of step {saved_step} is kept' if saved_step is not None else 'no checkpoint was saved yet'
-      raise NonFiniteError(f'Step {step}: the loss is {metrics["loss"]} and the gradient norm {metrics["grad_norm"]}. '
-                           f'Stopped; {kept}. In a new --workdir, lower optimizer.learning_rate or set '
-                           'optimizer.clip_norm.')
+    finite = math.isfinite(metrics['loss']) and math.isfinite(metrics['grad_norm'])
+    if not finite and not 0 < metrics['skipped_in_a_row'] <= self.config.optimizer.skip_non_finite:
+      steps = self._checkpoints.steps
+      kept = f'the checkpoint of step {steps[-1]} is kept' if steps else 'no checkpoint was saved yet'
+      raise RunError(f'Step {step}: the loss is {metrics["loss"]} and the gradient norm {metrics["grad_norm"]}. '
+                     f'Stopped; {kept}. In a new --workdir, lower optimizer.learning_rate or set optimizer.clip_norm '
+                     'or optimizer.skip_non_finite.')
     self._progress.update(step - self._progress.n)
     if _due(step, self.config.train.log_every) or step == self.config.train.steps:
       now = time.time()
-      bits = bits_per_dim(metrics['window_loss'], 1)
+      bits, norm = (x if math.isfinite(x) else None for x in (bits_per_dim(metrics['window_loss'], 1),
+                                                               metrics['grad_norm']))
       images_per_second = (step - self._logged_step) * self.config.train.batch_size / (now - self._logged_at)
-      self._log.write(step, 'train', bits_per_dim=bits, learning_rate=float(self._rate(step - 1)),
-                      grad_norm=metrics['grad_norm'], images_per_second=images_per_second, seconds=now - self._began)
-      self._progress.set_postfix_str(f'{bits:.3f} bits/dim, {images_per_second:.1f} images/s')
+      self._log.write(step, 'train', bits_per_dim=bits, learning_rate=float(self._rate(step - 1)), grad_norm=norm,
+                      skipped_steps=int(metrics['skipped']), images_per_second=images_per_second,
+                      seconds=now - self._began)
+      self._progress.set_postfix_str(f'{bits or math.nan:.3f} bits/dim, {images_per_second:.1f} images/s')
       self._logged_at, self._logged_step = now, step
 
   def _log_evaluation(self, step, state, num_images):
@@ -245,5 +298,6 @@ class Trainer:
       given, columns = class_rows(self.model, sample.num_images)
       images, _ = draw(sample.num_images, given, sample.temperature)
       picture = pictures.grid(images, levels, columns)
-    pictures.write_png(self.workdir / 'samples' / f'{step:07d}.png', picture)
+    with survive(f'Writing {self._picture(step)}'):
+      write_whole(self._picture(step), pictures.png(picture))
     self._log.write_picture(step, 'samples', picture)

@@ -29,6 +29,23 @@ def attend_to_all(q: jax.Array, k: jax.Array, v: jax.Array, dropout: Callable) -
   return attention.full_attention(q, k, v, dropout), None
 
 
+class Dropout(nn.Module):
+  """Dropout whose masks belong to images: an image's follows from the 'dropout' key and its place in the whole batch.
+
+  So it is the same on however many devices, and in however many parts, a batch is computed.
+  """
+
+  rate: float
+
+  def __call__(self, x: jax.Array, places: jax.Array | None) -> jax.Array:
+    """x [B, ...] and the places [B]; None: nothing is dropped."""
+    if places is None or not self.rate:
+      return x
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng('dropout'), places)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1 - self.rate), 0)
+
+
 class Attention(nn.Module):
   """Multi-head attention (paper eq. 1) to the input itself or to something remembered."""
 
@@ -42,7 +59,7 @@ class Attention(nn.Module):
 
     self.query, self.key, self.value = (project(c.qkv_width) for _ in range(3))
     self.output = project(c.hidden_size)
-    self.dropout = nn.Dropout(c.attention_dropout)
+    self.dropout = Dropout(c.attention_dropout)
 
   def _heads(self, x):
     return x.reshape(*x.shape[:-1], self.config.num_heads, -1)
@@ -51,11 +68,11 @@ class Attention(nn.Module):
     """Keys and values of x [..., d]."""
     return self._heads(self.key(x)), self._heads(self.value(x))
 
-  def __call__(self, x: jax.Array, attend: Attend, train: bool,
+  def __call__(self, x: jax.Array, attend: Attend, places: jax.Array | None,
                remembered: KeysValues | None = None) -> tuple[jax.Array, Any]:
     q = self._heads(self.query(x))
     k, v = self.remember(x) if remembered is None else remembered
-    dropout = functools.partial(self.dropout, deterministic=not train)
+    dropout = functools.partial(self.dropout, places=places)
     mixed, kept = attend(q * q.shape[-1]**-0.5, k, v, dropout)
     return self.output(mixed.reshape(*x.shape[:-1], -1)), kept
 
@@ -88,25 +105,25 @@ class Layer(nn.Module):
     if self.cross:
       self.cross_attention, self.cross_attention_norm = Attention(c), layer_norm(c, 'cross_attention_norm')
     self.ffn, self.ffn_norm = FeedForward(c), layer_norm(c, 'ffn_norm')
-    self.dropout = nn.Dropout(c.dropout)
+    self.dropout = Dropout(c.dropout)
 
   def remember(self, encoded: jax.Array) -> KeysValues:
     """The encoder's output [B, M, d] as this layer sees it."""
     return self.cross_attention.remember(encoded)
 
-  def __call__(self, x: jax.Array, attend: Attend, train: bool,
+  def __call__(self, x: jax.Array, attend: Attend, places: jax.Array | None,
                remembered: KeysValues | None = None) -> tuple[jax.Array, Any]:
     post = self.config.norm == 'post'
 
     def residual(x, norm, sublayer):
       branch, kept = sublayer(x if post else norm(x))
-      x = x + self.dropout(branch, deterministic=not train)
+      x = x + self.dropout(branch, places=places)
       return norm(x) if post else x, kept
 
-    x, kept = residual(x, self.self_attention_norm, lambda x: self.self_attention(x, attend, train))
+    x, kept = residual(x, self.self_attention_norm, lambda x: self.self_attention(x, attend, places))
     if self.cross:
       x, _ = residual(x, self.cross_attention_norm,
-                      lambda x: self.cross_attention(x, attend_to_all, train, remembered))
+                      lambda x: self.cross_attention(x, attend_to_all, places, remembered))
     x, _ = residual(x, self.ffn_norm, lambda x: (self.ffn(x), None))
     return x, kept
 
@@ -120,9 +137,9 @@ class Stack(nn.Module):
 
   def setup(self):
     c = self.config
-    self.dropout = nn.Dropout(c.dropout)
-    # Arguments 2 and 3 are `attend` and `train`, counted from self.
-    layer = nn.remat(Layer, static_argnums=(2, 3)) if c.remat else Layer
+    self.dropout = Dropout(c.dropout)
+    # Argument 2 is `attend`, counted from self.
+    layer = nn.remat(Layer, static_argnums=(2,)) if c.remat else Layer
     self.layers = [layer(c, self.cross, name=f'layer_{i}') for i in range(self.num_layers)]
     if c.norm == 'pre':
       self.final_norm = layer_norm(c, 'final_norm')
@@ -131,12 +148,15 @@ class Stack(nn.Module):
     """The encoder's output [B, M, d] as every layer sees it."""
     return [layer.remember(encoded) for layer in self.layers]
 
-  def __call__(self, x: jax.Array, attends: Sequence[Attend], train: bool,
+  def __call__(self, x: jax.Array, attends: Sequence[Attend], places: jax.Array | None,
                remembered: Sequence[KeysValues | None]) -> tuple[jax.Array, list[Any]]:
-    """x [..., d] -> x [..., d] in the compute type, and what each layer's `attend` kept."""
-    x = self.dropout(x, deterministic=not train).astype(self.config.dtype)
+    """x [B, ..., d] -> x [B, ..., d] in the compute type, and what each layer's `attend` kept.
+
+    places: of the images in the whole batch, for dropout; None: there is none.
+    """
+    x = self.dropout(x, places=places).astype(self.config.dtype)
     all_kept = []
     for layer, attend, from_encoder in zip(self.layers, attends, remembered, strict=True):
-      x, kept = layer(x, attend, train, from_encoder)
+      x, kept = layer(x, attend, places, from_encoder)
       all_kept.append(kept)
     return self.final_norm(x) if self.config.norm == 'pre' else x, all_kept

@@ -31,7 +31,7 @@ def flat(tree) -> list[float]:
 def main() -> None:
   config = config_lib.from_dict({
       'model': {'query_block': (6,), 'memory_flange': (6,), 'num_layers': 2, 'hidden_size': 16, 'num_heads': 2,
-                'ffn_size': 32, 'dropout': 0.0, 'class_conditional': True},
+                'ffn_size': 32, 'dropout': 0.1, 'class_conditional': True},
       'train': {'batch_size': 16, 'accumulation': int(sys.argv[1])}})
   spec = config_lib.ImageSpec(4, 5, 1, levels=17, num_classes=10)
   model = make_model(config.model, spec)

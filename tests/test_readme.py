@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -32,11 +33,7 @@ def here(tmp_path_factory):
   for path in ROOT.iterdir():
     if path.name not in ('runs', 'launch'):
       (here / path.name).symlink_to(path)
-  # Scripts go to the folder that they are in.
-  (here / 'launch').mkdir()
-  for path in (ROOT / 'launch').iterdir():
-    (here / 'launch' / path.name).write_bytes(path.read_bytes())
-    (here / 'launch' / path.name).chmod(0o755)
+  shutil.copytree(ROOT / 'launch', here / 'launch')  # scripts go to the folder that they are in
   (here / 'photos').mkdir()
   random = np.random.default_rng(0)
   for i, size in enumerate([(40, 60), (100, 90), (64, 64), (33, 200), (48, 48), (70, 40)]):

@@ -1,0 +1,64 @@
+"""What lies in a run's folder is written whole, by one process at a time, wherever the folder is."""
+
+from collections.abc import Iterator
+import contextlib
+import os
+import sys
+
+from etils import epath
+
+from image_transformer import devices
+from image_transformer.errors import InputError
+
+
+def write_whole(path: epath.Path, content: str | bytes) -> None:
+  """Writes a file so that a crash leaves the old one or the new one, never half of it; on the first process alone."""
+  if not devices.is_first():
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_name(path.name + '.part')
+  with part.open('wb') as file:
+    file.write(content.encode() if isinstance(content, str) else content)
+    file.flush()
+    # Object stores have no descriptor, and nothing to wait for.
+    with contextlib.suppress(OSError, AttributeError):
+      os.fsync(file.fileno())
+  part.replace(path)
+
+
+@contextlib.contextmanager
+def survive(action: str) -> Iterator[None]:
+  """Reports a full disk or the like in one line, and goes on: a log must not end a run."""
+  try:
+    yield
+  except OSError as error:
+    warn(f'{action} failed ({error}).')
+
+
+def warn(text: str) -> None:
+  """Says something in a line of its own on stderr; on the first process alone."""
+  if devices.is_first():
+    print(f'\nWarning: {text}', file=sys.stderr)
+
+
+@contextlib.contextmanager
+def lock(workdir: epath.Path) -> Iterator[None]:
+  """Keeps other processes from training in a workdir, which is made if need be; the lock goes with the process.
+
+  Object stores have no locks: there nothing is kept from anyone.
+
+  Raises:
+    InputError: if another process trains there.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  if '://' in os.fspath(workdir):
+    yield
+    return
+  import fcntl  # not on Windows
+  with open(workdir / 'lock', 'w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise InputError(f'Another process trains in {workdir}: wait for it or stop it, or choose another '
+                       '--workdir.') from error
+    yield

@@ -11,13 +11,14 @@
 #
 # Relative folders are those of the checkout.
 #
-# A row that fails is named at the end, with exit code 1, and does not stop the others.
+# A row that fails is named at the end, with exit code 1, and does not stop the others. A run that was told to
+# stop (Ctrl-C) saves and ends with exit code 75, and so does this script; the same command goes on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=launch/common.sh
+source launch/common.sh
 
-python=.venv/bin/python
-[[ -x $python ]] || python=python3
-smoke='' data_dir='' runs=runs dry_run='' rows=()
+smoke='' data_dir='' runs=runs rows=()
 for argument in "$@"; do
   case $argument in
     --smoke) smoke=1 ;;
@@ -25,8 +26,7 @@ for argument in "$@"; do
     --runs=*) runs=${argument#*=} ;;
     --row=*) rows+=("${argument#*=}") ;;
     --dry-run) dry_run=1 ;;
-    *) echo "Error: unknown argument $argument; known: --smoke --data_dir=DIR --runs=DIR --row=CONFIG --dry-run" >&2
-       exit 2 ;;
+    *) error "unknown argument $argument; known: --smoke --data_dir=DIR --runs=DIR --row=CONFIG --dry-run" ;;
   esac
 done
 
@@ -49,11 +49,6 @@ for row in known:
 EOF
 ) || exit 2
 
-run() {
-  printf '\n$'; printf ' %q' "$@"; echo
-  [[ $dry_run ]] || "$@"
-}
-
 failed=()
 while read -r name folder num_checkpoints superres; do
   workdir=$runs/$folder
@@ -64,7 +59,14 @@ while read -r name folder num_checkpoints superres; do
     { [[ $superres == 0 ]] ||
       run "$python" main.py --mode=superres --workdir="$workdir" --num_inputs="$superres" \
         --temperature=1.0,0.9,0.8; }
-  } < /dev/null || failed+=("$name")
+  } < /dev/null || {
+    # Not started again here: a Ctrl-C was meant for this script too.
+    if (($? == 75)); then
+      echo 'Stopped after saving; the same command goes on.' >&2
+      exit 75
+    fi
+    failed+=("$name")
+  }
 done <<< "$plan"
 
 run "$python" main.py --mode=table --workdir="$runs" || failed+=("the table")

@@ -110,6 +110,21 @@ def num_train_images(workdir: epath.Path) -> int | None:
   return json.loads(path.read_text())['num_train_images'] if path.exists() else None
 
 
+def check_config(config: Config) -> ImageTransformer:
+  """Checks all that can be checked without the data, and returns the model.
+
+  Raises:
+    InputError: if the configuration does not fit the images or the devices.
+  """
+  parts = jax.device_count() * config.train.accumulation
+  if config.train.batch_size % parts:
+    raise InputError(f'train.batch_size is {config.train.batch_size}, but must be a multiple of {parts}: '
+                     f'{jax.device_count()} device(s) x train.accumulation = {config.train.accumulation}.')
+  model = make_model(config.model, data.image_spec(config))
+  data.check_data(config)
+  return model
+
+
 class Trainer:
   """One training run in a workdir, going on from its newest checkpoint.
 
@@ -118,16 +133,12 @@ class Trainer:
   """
 
   def __init__(self, config: Config, workdir: epath.Path):
-    parts = jax.device_count() * config.train.accumulation
-    if config.train.batch_size % parts:
-      raise InputError(f'train.batch_size is {config.train.batch_size}, but must be a multiple of {parts}: '
-                       f'{jax.device_count()} device(s) x train.accumulation = {config.train.accumulation}.')
+    self.model = check_config(config)
     step = latest_step(workdir)
     check(step is None or step <= config.train.steps, 'train.steps', config.train.steps,
           f'at least {step}, where the run in {workdir} is')
     self.config = config
     self.workdir = workdir
-    self.model = make_model(config.model, data.image_spec(config))
     self.train_source = data.open_split(config, config.train.split)
     self.eval_source = data.open_split(config, config.eval.split)
     check(config.eval.num_images <= len(self.eval_source), 'eval.num_images', config.eval.num_images,

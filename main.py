@@ -45,7 +45,7 @@ from image_transformer.evaluate import make_evaluator
 from image_transformer.inputs import read_inputs
 from image_transformer.metrics import Evaluation, write_results
 from image_transformer.sampling import class_rows, make_sampler, positions_in_rows
-from image_transformer.train import NonFiniteError, Trainer, num_train_images
+from image_transformer.train import NonFiniteError, Trainer, check_config, num_train_images
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, such as configs/digits.py or its :smoke.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run. Default: runs/<name of the configuration>.')
@@ -75,6 +75,7 @@ _FLAGS['complete'] = [*_FLAGS['superres'], 'keep']
 def train() -> None:
   workdir = _workdir()
   asked_for = _given_config() or runs.read_config(workdir)
+  check_config(asked_for)  # before data are prepared
   config = data.with_stand_in(asked_for)
   if config.dataset != asked_for.dataset:
     print(f'{asked_for.dataset} is neither here nor to be had: training on generated images. This is no result.')
@@ -255,7 +256,11 @@ def _given_config() -> config_lib.Config | None:
 
 def _workdir() -> epath.Path:
   if _WORKDIR.value:
-    return epath.Path(_WORKDIR.value).expanduser()
+    check(not _WORKDIR.value.startswith('-'), '--workdir', _WORKDIR.value, 'a folder, not the next flag')
+    check('\0' not in _WORKDIR.value, '--workdir', _WORKDIR.value, 'without null characters')
+    path = epath.Path(_WORKDIR.value).expanduser()
+    check(not str(path).startswith('~'), '--workdir', _WORKDIR.value, 'a path whose user exists')
+    return path
   if _CONFIG.value is None:
     raise InputError('Nothing to do: give --config=configs/NAME.py, or --workdir=DIR of a run.')
   name, _, variant = os.path.basename(config_flags.get_config_filename(flags.FLAGS['config'])).partition(':')
@@ -265,6 +270,8 @@ def _workdir() -> epath.Path:
 def _last_line(error: Exception) -> str:
   """What an error says, without the traceback that ml_collections puts before it."""
   error = error.__cause__ or error
+  if isinstance(error, flags.Error) and 'Traceback' not in str(error):
+    return str(error)  # with the line breaks that the user typed, if any
   text = str(error).replace('\\n', '\n').strip() or type(error).__name__
   return re.sub(r"^[\w.]*Error: |(?<=\?)['\"]$", '', text.splitlines()[-1].strip())
 
@@ -290,6 +297,8 @@ def main(argv: list[str]) -> int:
     # file and of an unknown or mistyped field through.
     except (flags.Error, OSError, ImportError, AttributeError, KeyError, TypeError, ValueError) as error:
       raise InputError(_last_line(error)) from error
+    except Exception as error:  # the file is a program, and can raise anything
+      raise InputError(f'The file of --config is no configuration: {type(error).__name__}: {error}') from error
     if rest[1:]:
       raise InputError(f'Unexpected argument {rest[1]!r}; flags begin with --.')
     if _MODE.value not in _MODES:

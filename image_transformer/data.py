@@ -130,7 +130,7 @@ def with_stand_in(config: Config) -> Config:
     source = _source(config)
     try:
       with _errors_in_one_line(config, source):
-        _prepare(source, config, config.train.split, config.eval.split)
+        _prepare(source, config)
     except MissingDataError:
       return dataclasses.replace(config, dataset=_STAND_IN + config.dataset)
   return config

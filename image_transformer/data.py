@@ -14,6 +14,7 @@ import os
 import pathlib
 from typing import Any
 
+from array_record.python import array_record_module
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
@@ -93,7 +94,8 @@ def open_split(config: Config, split: str) -> Sequence[dict[str, Any]]:
   with _errors_in_one_line(config, source):
     builder = _prepare(source, config, split)
     _count(config, builder.info.splits, split)
-    examples = builder.as_data_source(split)
+    _check_files(builder.info.splits[split])
+    examples = _Examples(config, source, builder.as_data_source(split))
     shape = examples[0]['image'].shape
   if shape not in (spec.shape, source.stored):
     raise InputError(f'{config.dataset} in {builder.data_path} has images of shape {shape}, '
@@ -212,6 +214,20 @@ def eval_batches(source: Sequence, *, batch_size: int, num_images: int = 0, proc
   return iter(grain.MapDataset.range(num_batches).map(load).to_iter_dataset(_READ_AHEAD))
 
 
+class _Examples:
+  """Stored examples; one that cannot be read raises InputError, in whatever thread."""
+
+  def __init__(self, config: Config, source: Source, examples: Sequence):
+    self._config, self._source, self._examples = config, source, examples
+
+  def __len__(self) -> int:
+    return len(self._examples)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    with _errors_in_one_line(self._config, self._source):
+      return self._examples[index]
+
+
 def _source(config: Config) -> Source:
   name = config.dataset.removeprefix(_STAND_IN)
   if name not in SOURCES:
@@ -284,6 +300,17 @@ def _count(config: Config, splits: tfds.core.SplitDict, split: str) -> int:
     raise InputError(f'Split {shown(split)} of {config.dataset} names no images; known: {", ".join(splits)} '
                      "and parts of them, such as 'train[:90%]'.")
   return count
+
+
+def _check_files(split: tfds.core.SplitInfo) -> None:
+  """Records have checksums, but how many there are stands in another file, and too few would pass unseen."""
+  for part in split.file_instructions:
+    reader = array_record_module.ArrayRecordReader(os.fspath(part.filename))
+    count = reader.num_records()
+    reader.close()
+    if count != part.examples_in_shard:
+      raise ValueError(f'{os.path.basename(part.filename)} holds {count:,} records, but dataset_info.json says '
+                       f'{part.examples_in_shard:,}')
 
 
 def _element(example: dict[str, Any], spec: ImageSpec, upscale: int) -> dict[str, Any]:

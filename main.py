@@ -14,7 +14,6 @@ define the run. What is wrong with the input is said in one line, with exit code
 
 from collections.abc import Iterator
 import json
-import math
 import os
 import re
 import sys
@@ -107,9 +106,10 @@ def _unless_fuller(path: epath.Path, run: runs.Run, num_images: int, other: epat
   """`path`, or `other` where what stands at `path` was measured on more images, and is still true."""
   try:
     old = json.loads(path.read_text())
-  except (FileNotFoundError, ValueError):
+    fuller = old['step'] == run.step and old['num_images'] > num_images
+  except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):  # a damaged one is replaced
     return path
-  return other if old.get('step') == run.step and old.get('num_images', 0) > num_images else path
+  return other if fuller else path
 
 
 def _print_note(config: config_lib.Config) -> None:
@@ -184,7 +184,7 @@ def _load() -> runs.Run:
   check(_NUM_SAMPLES.value is None or _NUM_SAMPLES.value > 0, '--num_samples', _NUM_SAMPLES.value, 'positive')
   check(_NUM_INPUTS.value >= 0, '--num_inputs', _NUM_INPUTS.value, '0 (all) or positive')
   check(_INPUT.value != '', '--input', '', 'a file or a folder')
-  good = all(re.fullmatch(r'\d*\.?\d+(e-?\d+)?', word) and 0 < float(word) < math.inf
+  good = all(re.fullmatch(r'(\d+\.?\d*|\.\d+)(e[+-]?\d+)?', word) and config_lib.positive_float(float(word))
              for word in _TEMPERATURE.value or ['1'])
   check(good and _TEMPERATURE.value != [], '--temperature', ','.join(_TEMPERATURE.value or ()),
         'one or more positive numbers, separated by commas')

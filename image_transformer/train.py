@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from image_transformer import data, devices, pictures, superres
 from image_transformer.checkpoints import Checkpoints, latest_step
-from image_transformer.config import Config, check
+from image_transformer.config import Config, check, shown
 from image_transformer.errors import InputError
 from image_transformer.evaluate import make_evaluator
 from image_transformer.metrics import Evaluation, MetricsLog, bits_per_dim, training_seconds, write_whole
@@ -107,7 +107,16 @@ def _due(step: int, every: int) -> bool:
 def num_train_images(workdir: epath.Path) -> int | None:
   """How many images a run is trained on, as `data.json` in its workdir says; None where there is no such file."""
   path = workdir / 'data.json'
-  return json.loads(path.read_text())['num_train_images'] if path.exists() else None
+  if not path.exists():
+    return None
+  try:
+    number = json.loads(path.read_text())['num_train_images']
+    if type(number) is not int:
+      raise TypeError(f'num_train_images is {shown(number)}')
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
+    raise InputError(f'{path} is damaged ({type(error).__name__}: {error}); put back {{"num_train_images": N}}, or '
+                     'choose another --workdir.') from error
+  return number
 
 
 def check_config(config: Config) -> ImageTransformer:

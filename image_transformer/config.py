@@ -64,6 +64,7 @@ _MIN_FLOAT, _MAX_FLOAT = float(np.finfo(np.float32).tiny), float(np.finfo(np.flo
 
 
 def positive_float(value: float) -> bool:
+  """Whether a number is positive, and stays so and finite in float32."""
   return _MIN_FLOAT <= value <= _MAX_FLOAT
 
 
@@ -152,7 +153,8 @@ class ModelConfig:
     _check_whole('model', self, 0, _MAX_WIDTH, 'qkv_size', zero='model.hidden_size')
     _check_ranges('model', self, _POSITIVE, positive_float, 'embedding_gain')
     _check_ranges('model', self, _FRACTION, _fraction, 'dropout', 'attention_dropout')
-    check(1 <= self.upscale <= _MAX_SIDE, 'model.upscale', self.upscale, f'1 (no super-resolution) or up to {_MAX_SIDE}')
+    check(1 <= self.upscale <= _MAX_SIDE, 'model.upscale', self.upscale,
+          f'1 (no super-resolution) or more, at most {_MAX_SIDE}')
     if self.upscale > 1:
       check(0 < self.num_encoder_layers <= _MAX_LAYERS, 'model.num_encoder_layers', self.num_encoder_layers,
             f'in 1..{_MAX_LAYERS} for super-resolution')

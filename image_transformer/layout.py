@@ -27,7 +27,7 @@ import numpy as np
 
 from image_transformer.errors import InputError
 
-# Pairs of a query and a key, for each of which attention holds several numbers per image and head: far beyond all memory.
+# Pairs of a query and a key: attention holds several numbers for each, per image and head.
 _MAX_PAIRS = 2**32
 # Pieces of a memory are compiled one by one.
 _MAX_PIECES = 4_096
@@ -181,8 +181,8 @@ def block_layout(image_shape: tuple[int, int, int], values_per_position: int,
   depth = channels // values_per_position
   grid = (height, width) if len(query_block) == 2 else (height * width * depth,)
   if any(block > size for block, size in zip(query_block, grid)):
-    raise InputError(f'model.query_block is {tuple(query_block)}, larger than the {" x ".join(map(str, grid))} positions '
-                     f'of a {height} x {width} x {channels} image.')
+    raise InputError(f'model.query_block is {tuple(query_block)}, larger than the {" x ".join(map(str, grid))} '
+                     f'positions of a {height} x {width} x {channels} image.')
   if len(query_block) == 1:
     grid, depth, query_block, memory_flange = (1, *grid), 1, (1, *query_block), (0, *memory_flange)
   layout = BlockLayout(grid, depth, tuple(query_block), tuple(memory_flange))

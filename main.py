@@ -17,7 +17,6 @@ from collections.abc import Iterator
 import io
 import json
 import logging
-import math
 import os
 import re
 import signal
@@ -127,9 +126,10 @@ def _unless_fuller(path: epath.Path, run: runs.Run, num_images: int, other: epat
   """`path`, or `other` where what stands at `path` was measured on more images, and is still true."""
   try:
     old = json.loads(path.read_text())
-  except (FileNotFoundError, ValueError):
+    fuller = old['step'] == run.step and old['num_images'] > num_images
+  except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):  # a damaged one is replaced
     return path
-  return other if old.get('step') == run.step and old.get('num_images', 0) > num_images else path
+  return other if fuller else path
 
 
 def _print_note(config: config_lib.Config) -> None:
@@ -225,7 +225,7 @@ def _load() -> runs.Run:
   check(_NUM_SAMPLES.value is None or _NUM_SAMPLES.value > 0, '--num_samples', _NUM_SAMPLES.value, 'positive')
   check(_NUM_INPUTS.value >= 0, '--num_inputs', _NUM_INPUTS.value, '0 (all) or positive')
   check(_INPUT.value != '', '--input', '', 'a file or a folder')
-  good = all(re.fullmatch(r'\d*\.?\d+(e-?\d+)?', word) and 0 < float(word) < math.inf
+  good = all(re.fullmatch(r'(\d+\.?\d*|\.\d+)(e[+-]?\d+)?', word) and config_lib.positive_float(float(word))
              for word in _TEMPERATURE.value or ['1'])
   check(good and _TEMPERATURE.value != [], '--temperature', ','.join(_TEMPERATURE.value or ()),
         'one or more positive numbers, separated by commas')
@@ -298,7 +298,11 @@ def _given_config() -> config_lib.Config | None:
 
 def _workdir() -> epath.Path:
   if _WORKDIR.value:
-    return epath.Path(_WORKDIR.value).expanduser()
+    check(not _WORKDIR.value.startswith('-'), '--workdir', _WORKDIR.value, 'a folder, not the next flag')
+    check('\0' not in _WORKDIR.value, '--workdir', _WORKDIR.value, 'without null characters')
+    path = epath.Path(_WORKDIR.value).expanduser()
+    check(not str(path).startswith('~'), '--workdir', _WORKDIR.value, 'a path whose user exists')
+    return path
   if _CONFIG.value is None:
     raise InputError('Nothing to do: give --config=configs/NAME.py, or --workdir=DIR of a run.')
   name, _, variant = os.path.basename(config_flags.get_config_filename(flags.FLAGS['config'])).partition(':')
@@ -308,6 +312,8 @@ def _workdir() -> epath.Path:
 def _last_line(error: Exception) -> str:
   """What an error says, without the traceback that ml_collections puts before it."""
   error = error.__cause__ or error
+  if isinstance(error, flags.Error) and 'Traceback' not in str(error):
+    return str(error)  # with the line breaks that the user typed, if any
   text = str(error).replace('\\n', '\n').strip() or type(error).__name__
   return re.sub(r"^[\w.]*Error: |(?<=\?)['\"]$", '', text.splitlines()[-1].strip())
 
@@ -336,6 +342,8 @@ def main(argv: list[str]) -> int:
     # file and of an unknown or mistyped field through.
     except (flags.Error, OSError, ImportError, AttributeError, KeyError, TypeError, ValueError) as error:
       raise InputError(_last_line(error)) from error
+    except Exception as error:  # the file is a program, and can raise anything
+      raise InputError(f'The file of --config is no configuration: {type(error).__name__}: {error}') from error
     if rest[1:]:
       raise InputError(f'Unexpected argument {rest[1]!r}; flags begin with --.')
     if _MODE.value not in _MODES:

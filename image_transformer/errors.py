@@ -8,6 +8,10 @@ class InputError(ValueError):
   prints it and exits with code 2.
   """
 
+  def __init__(self, message: str):
+    # Paths and other errors' texts may hold line breaks.
+    super().__init__(''.join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+
 
 class MissingDataError(InputError):
   """A dataset that is neither prepared nor to be had; never one that is there but damaged."""

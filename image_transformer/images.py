@@ -54,6 +54,7 @@ def read_image(path: os.PathLike | str, channels: int) -> np.ndarray:
   """
   try:
     with warnings.catch_warnings():
+      warnings.simplefilter('ignore')  # of damaged metadata, say: what matters raises
       warnings.simplefilter('error', Image.DecompressionBombWarning)
       with epath.Path(path).open('rb') as file, Image.open(file, formats=_FORMATS) as image:
         return _pixels(image, channels)
@@ -127,7 +128,7 @@ def _sums(values: np.ndarray, new_size: int, axis: int) -> np.ndarray:
 def _pixels(image: Image.Image, channels: int) -> np.ndarray:
   image = ImageOps.exif_transpose(image)
   if image.mode.startswith('I'):  # 16-bit grey, which PIL would clip to 8 bits
-    values = np.array(image, np.int64)
+    values = np.array(image, np.int32)
     values[values == image.info.get('transparency', -1)] = 65_535
     image = Image.fromarray(((values * 255 + 32_767) // 65_535).astype(np.uint8))
   if image.has_transparency_data:

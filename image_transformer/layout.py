@@ -27,6 +27,11 @@ import numpy as np
 
 from image_transformer.errors import InputError
 
+# Pairs of a query and a key: attention holds several numbers for each, per image and head.
+_MAX_PAIRS = 2**32
+# Pieces of a memory are compiled one by one.
+_MAX_PIECES = 4_096
+
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
@@ -174,12 +179,27 @@ def block_layout(image_shape: tuple[int, int, int], values_per_position: int,
   """
   height, width, channels = image_shape
   depth = channels // values_per_position
-  if len(query_block) == 1:
-    grid, depth = (1, height * width * depth), 1
-    query_block, memory_flange = (1, *query_block), (0, *memory_flange)
-  else:
-    grid = (height, width)
-  if query_block[0] > grid[0] or query_block[1] > grid[1]:
-    raise InputError(f'model.query_block is {query_block}, larger than the {grid[0]} x {grid[1]} grid of '
+  grid = (height, width) if len(query_block) == 2 else (height * width * depth,)
+  if any(block > size for block, size in zip(query_block, grid)):
+    raise InputError(f'model.query_block is {tuple(query_block)}, larger than the {" x ".join(map(str, grid))} '
                      f'positions of a {height} x {width} x {channels} image.')
-  return BlockLayout(grid, depth, tuple(query_block), tuple(memory_flange))
+  if len(query_block) == 1:
+    grid, depth, query_block, memory_flange = (1, *grid), 1, (1, *query_block), (0, *memory_flange)
+  layout = BlockLayout(grid, depth, tuple(query_block), tuple(memory_flange))
+  _check_size(layout)
+  return layout
+
+
+def _check_size(layout):
+  """By arithmetic alone: `pieces` and `memory` themselves may be too large to make."""
+  (block_rows, block_columns), (height, width), (above, aside) = layout.blocks, layout.block, layout.flange
+  above, aside = min(above, (block_rows - 1) * height), min(aside, (block_columns - 1) * width)
+  up, beside = -(-above // height), -(-aside // width)
+  num_pieces = up * (1 + 2 * beside) + beside
+  num_slots = (above * (width + 2 * aside) + height * (aside + width)) * layout.depth
+  num_pairs = layout.num_blocks * layout.block_size * num_slots
+  if num_pieces > _MAX_PIECES or num_pairs > _MAX_PAIRS:
+    raise InputError(f'model.query_block and model.memory_flange give every block {num_pieces:,} earlier blocks to see '
+                     f'(at most {_MAX_PIECES:,}) and the image {num_pairs:,} pairs of positions (at most '
+                     f'{_MAX_PAIRS:,}): make the blocks smaller where it is pairs, larger where it is blocks, or the '
+                     'flange smaller.')

@@ -14,6 +14,14 @@ import numpy as np
 
 from image_transformer.config import ImageSpec, ModelConfig
 
+# Differences, products and sums of such numbers over an image are still finite.
+_LARGEST = 1e20
+
+
+def _bounded(parameters):
+  """What a network gives, in float32; far outside of all that it should give, it stays finite."""
+  return jnp.clip(parameters.astype(jnp.float32), -_LARGEST, _LARGEST)
+
 
 @dataclasses.dataclass(frozen=True)
 class Categorical:
@@ -31,18 +39,19 @@ class Categorical:
 
   def log_prob(self, parameters: jax.Array, values: jax.Array) -> jax.Array:
     """Nats [...] of values [..., 1] under parameters [..., levels]."""
-    log_probs = jax.nn.log_softmax(parameters.astype(jnp.float32))
+    log_probs = jax.nn.log_softmax(_bounded(parameters))
     return jnp.take_along_axis(log_probs, values.astype(jnp.int32), axis=-1)[..., 0]
 
   def sample(self, key: jax.Array, parameters: jax.Array, temperature: jax.Array | float = 1.0) -> jax.Array:
-    """Draws int32 values [..., 1]. The logits are divided by the temperature."""
-    logits = parameters.astype(jnp.float32) / temperature
-    return jax.random.categorical(key, logits)[..., None].astype(jnp.int32)
+    """Draws int32 values [..., 1] from the logits divided by the temperature."""
+    # The same as adding the noise to the quotients, which a low temperature would make infinite.
+    noisy = _bounded(parameters) + temperature * jax.random.gumbel(key, parameters.shape)
+    return jnp.argmax(noisy, axis=-1, keepdims=True).astype(jnp.int32)
 
   def channel_probabilities(self, parameters: jax.Array, values: jax.Array) -> jax.Array:
     """Probabilities [..., 1, levels] of every level; `values` do not matter here."""
     del values
-    return jax.nn.softmax(parameters.astype(jnp.float32))[..., None, :]
+    return jax.nn.softmax(_bounded(parameters))[..., None, :]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +86,7 @@ class DiscretizedLogisticMixture:
   def _split(self, parameters):
     """logits [..., K]; means, log-scales [..., K, C]; coefficients [..., K, C * (C - 1) / 2]."""
     k, c = self.num_mixtures, self.channels
-    logits, *groups = jnp.split(parameters.astype(jnp.float32), np.cumsum([k, k * c, k * c]), axis=-1)
+    logits, *groups = jnp.split(_bounded(parameters), np.cumsum([k, k * c, k * c]), axis=-1)
     means, log_scales, coefficients = (
         group.reshape(*group.shape[:-1], k, size)
         for group, size in zip(groups, (c, c, self._num_coefficients)))

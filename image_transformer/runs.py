@@ -46,7 +46,7 @@ def read_config(workdir: epath.PathLike) -> Config:
     return config_lib.from_dict(json.loads(path.read_text()))
   except (FileNotFoundError, NotADirectoryError) as error:
     raise InputError(f'There is no {path}: --workdir must be the folder of a run.') from error
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise InputError(f'{path} cannot be used: {error}') from error
 
 

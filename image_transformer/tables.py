@@ -16,15 +16,17 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from image_transformer import data, runs
-from image_transformer.config import Config
+from image_transformer.config import Config, shown
 from image_transformer.errors import InputError
 
 Line = dict[str, Any]  # column -> what stands in it; numbers as numbers
 
 # What reports must hold to be read.
-_RESULTS = ('bits_per_dim', 'standard_error', 'split', 'num_images', 'num_train_images', 'step', 'num_parameters',
-            'seed', 'num_devices', 'device_kind', 'training_seconds', 'commit')
-_SAMPLES = ('source', 'num_images', 'num_samples', 'step', 'commit', 'bicubic')
+_RESULTS = {'bits_per_dim': float, 'standard_error': float | None, 'split': str, 'num_images': int,
+            'num_train_images': int | None, 'step': int, 'num_parameters': int, 'seed': int, 'num_devices': int,
+            'device_kind': str, 'training_seconds': float | int, 'commit': str | None}
+_SAMPLES = {'source': str, 'num_images': int, 'num_samples': int, 'step': int, 'commit': str | None, 'bicubic': dict}
+_MEASURES = ('consistency', 'PSNR', 'SSIM')
 
 _COLUMNS = ('row', 'published', 'ours', 'standard error', 'images', 'training images', 'steps', 'parameters', 'device',
             'hours', 'commit', 'remarks')
@@ -75,10 +77,10 @@ def collect(folder: epath.PathLike) -> list[Found]:
   def read(path, needed):
     try:
       report = json.loads(path.read_text())
-      report.update((name, report[name]) for name in needed)  # raises what a report without them would, later
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-      raise InputError(f'{path} is not a report of this program ({error!r}); repeat the evaluation, or remove '
-                       'it.') from error
+      _check_report(report, needed)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+      raise InputError(f'{path} is not a report of this program ({type(error).__name__}: {error}); repeat the '
+                       'evaluation, or remove it.') from error
     return report
 
   found = []
@@ -89,6 +91,18 @@ def collect(folder: epath.PathLike) -> list[Found]:
     found.append(Found(path.parent, runs.read_config(path.parent), read(path, _RESULTS),
                        read(samples, _SAMPLES) if shown else None))
   return found
+
+
+def _check_report(report, needed):
+  """Raises now what a report that is none would raise later."""
+  values = {name: report[name] for name in needed} | {'num_checkpoints': _checkpoints(report)}
+  kinds = {'num_checkpoints': int, **needed}
+  for way in _ways(report):
+    for title in _MEASURES:
+      values[f'{way} {title}'], kinds[f'{way} {title}'] = report[way][title.lower()]['mean'], float
+  for name, value in values.items():
+    if not isinstance(value, kinds[name]):
+      raise TypeError(f'{name} is {shown(value)}')
 
 
 def render(entries: Sequence[Entry], found: Sequence[Found], as_csv: bool = False) -> str:
@@ -143,6 +157,11 @@ def _missing(entry: Entry, run: Found) -> list[str]:
 
 def _checkpoints(report: dict[str, Any]) -> int:
   return report.get('num_checkpoints', 1)
+
+
+def _ways(report: dict[str, Any]) -> list[str]:
+  """In which ways images were made large."""
+  return [way for way in report if way == 'bicubic' or way.startswith('temperature ')]
 
 
 def _parts(run: Found) -> list[str]:
@@ -209,17 +228,16 @@ def _sample_lines(entry: Entry, own: Sequence[Found]) -> Iterator[Line]:
       missing.append(f'mean of {_checkpoints(samples)} checkpoint(s), not {entry.row.num_checkpoints}')
     if samples['step'] != run.results['step']:  # drawn before the training went on
       missing.append(f'samples of step {samples["step"]:,}')
-    for way, measures in samples.items():
-      if way == 'bicubic' or way.startswith('temperature '):
-        yield {
-            'row': name if not missing else f'{name}: not this row',
-            'temperature': way.removeprefix('temperature '),
-            **{title: measures[title.lower()]['mean'] for title in ('consistency', 'PSNR', 'SSIM')},
-            'images': samples['num_images'],
-            'samples of each': None if way == 'bicubic' else samples['num_samples'],
-            'commit': samples['commit'],
-            'remarks': '; '.join(missing),
-        }
+    for way in _ways(samples):
+      yield {
+          'row': name if not missing else f'{name}: not this row',
+          'temperature': way.removeprefix('temperature '),
+          **{title: samples[way][title.lower()]['mean'] for title in _MEASURES},
+          'images': samples['num_images'],
+          'samples of each': None if way == 'bicubic' else samples['num_samples'],
+          'commit': samples['commit'],
+          'remarks': '; '.join(missing),
+      }
 
 
 def _columns(name: str) -> Sequence[str]:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from image_transformer import data, devices, pictures, stopping, superres
 from image_transformer.checkpoints import Checkpoints, saved_steps
-from image_transformer.config import Config, check
+from image_transformer.config import Config, check, shown
 from image_transformer.errors import InputError, RunError
 from image_transformer.evaluate import make_evaluator
 from image_transformer.metrics import Evaluation, MetricsLog, bits_per_dim, training_seconds
@@ -108,7 +108,16 @@ def _due(step: int, every: int) -> bool:
 def num_train_images(workdir: epath.Path) -> int | None:
   """How many images a run is trained on, as `data.json` in its workdir says; None where there is no such file."""
   path = workdir / 'data.json'
-  return json.loads(path.read_text())['num_train_images'] if path.exists() else None
+  if not path.exists():
+    return None
+  try:
+    number = json.loads(path.read_text())['num_train_images']
+    if type(number) is not int:
+      raise TypeError(f'num_train_images is {shown(number)}')
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
+    raise InputError(f'{path} is damaged ({type(error).__name__}: {error}); put back {{"num_train_images": N}}, or '
+                     'choose another --workdir.') from error
+  return number
 
 
 def check_config(config: Config) -> ImageTransformer:
@@ -121,7 +130,9 @@ def check_config(config: Config) -> ImageTransformer:
   if config.train.batch_size % parts:
     raise InputError(f'train.batch_size is {config.train.batch_size}, but must be a multiple of {parts}: '
                      f'{jax.device_count()} device(s) x train.accumulation = {config.train.accumulation}.')
-  return make_model(config.model, data.image_spec(config))
+  model = make_model(config.model, data.image_spec(config))
+  data.check_data(config)
+  return model
 
 
 class Trainer:

@@ -1,12 +1,16 @@
 """Each likelihood is one distribution: probabilities sum to 1, multiply to `log_prob`, and are what is sampled."""
 
+import functools
 import itertools
 
+import hypothesis
+from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers import given_for, jit_once, make_case, random_images
 from image_transformer.likelihoods import Categorical, DiscretizedLogisticMixture
 
 CATEGORICAL = [Categorical(levels, 3) for levels in (2, 17, 256)]
@@ -146,14 +150,68 @@ def test_dmol_conditions_on_what_it_emitted():
   np.testing.assert_array_equal(values, [3, 3, 2])
 
 
+COUNT = 100
+EXTREME = st.sampled_from([0.0, 1.0, 7.5, 88.0, 1e4, 1e10, 1e19, 1e30, float(np.finfo(np.float32).max)])
+
+
+@functools.cache
+def functions_of(likelihood):
+  """Compiled once for all examples: log-probabilities with their gradients, samples, probabilities."""
+
+  def functions(key, parameters, values):
+    pairs = jax.vmap(jax.value_and_grad(likelihood.log_prob))(parameters, values)
+    return *pairs, likelihood.sample(key, parameters), likelihood.channel_probabilities(parameters, values)
+
+  return jit_once(functions)
+
+
 @pytest.mark.parametrize('likelihood', LIKELIHOODS, ids=str)
-def test_extreme_parameters_give_finite_numbers(likelihood):
-  signs = np.random.default_rng(2).choice([-1.0, 0.0, 1.0], size=(200, likelihood.num_parameters))
-  values = random_values(likelihood, 200)
-  for size in (10.0, 1e4):
-    parameters = (size * signs).astype(np.float32)
-    log_prob, gradient = jax.jit(jax.value_and_grad(lambda p: likelihood.log_prob(p, values).sum()))(parameters)
-    assert np.isfinite(log_prob) and np.isfinite(gradient).all()
+@hypothesis.settings(max_examples=15, derandomize=True, deadline=None, database=None)
+@hypothesis.given(sizes=st.lists(EXTREME, min_size=1, max_size=4), seed=st.integers(0, 10**6), through=st.sampled_from(
+    [np.float32, jnp.bfloat16]))
+def test_extreme_parameters_give_finite_numbers(likelihood, sizes, seed, through):
+  """Of every magnitude at once, with either sign; first and last level, and the next to them, are among the values."""
+  random = np.random.default_rng(seed)
+  signs = random.choice([-1.0, 0.0, 1.0, random.uniform(-1, 1)], size=(COUNT, likelihood.num_parameters))
+  with np.errstate(over='ignore'):  # bfloat16 rounds the largest float32 to infinity
+    parameters = (random.choice(sizes, size=signs.shape) * signs).astype(through).astype(np.float32)
+  ends = [0, 1, likelihood.levels - 2, likelihood.levels - 1, random.integers(likelihood.levels)]
+  values = random.choice(ends, size=(COUNT, likelihood.values_per_position)).astype(np.int32)
+  log_prob, gradient, drawn, probabilities = functions_of(likelihood)(jax.random.key(seed), parameters, values)
+  assert np.isfinite(log_prob).all() and log_prob.max() < 1e-3 and np.isfinite(gradient).all()
+  assert drawn.min() >= 0 and drawn.max() < likelihood.levels
+  assert np.isfinite(probabilities).all() and probabilities.min() >= 0 and probabilities.max() < 1 + 1e-3
+
+
+@pytest.mark.parametrize('likelihood', LIKELIHOODS, ids=str)
+def test_what_is_no_number_is_still_drawn_as_a_level_but_has_no_probability(likelihood):
+  parameters = np.full((COUNT, likelihood.num_parameters), np.nan, np.float32)
+  parameters[COUNT // 2:, ::2] = np.inf
+  log_prob, _, drawn, _ = functions_of(likelihood)(jax.random.key(0), parameters, random_values(likelihood, COUNT))
+  assert np.isnan(log_prob).all()  # so that training stops
+  assert drawn.min() >= 0 and drawn.max() < likelihood.levels
+
+
+@pytest.mark.parametrize('likelihood', [Categorical(17, 3), DMOL[1]], ids=str)
+def test_the_lowest_and_the_highest_temperature(likelihood):
+  parameters, sample = random_parameters(likelihood, 500, 3.0), jax.jit(likelihood.sample)
+  coldest = sample(jax.random.key(0), parameters, np.finfo(np.float32).tiny)
+  np.testing.assert_array_equal(coldest, sample(jax.random.key(1), parameters, 1e-6))
+  hot = sample(jax.random.key(0), parameters, 1e30)
+  assert hot.min() == 0 and hot.max() == likelihood.levels - 1
+
+
+@pytest.mark.parametrize('name', ['1d_categorical', '2d_dmol_classes_pre_norm'])
+def test_a_model_in_bfloat16_with_large_activations_is_finite(name):
+  model, variables = make_case(name, scale=30.0, dtype='bfloat16')
+  images, given = random_images(model.spec, 2), given_for(model, 2)
+
+  def log_prob(variables):
+    return model.apply(variables, images, given, method='log_prob').sum()
+
+  value, gradient = jit_once(jax.value_and_grad(log_prob))(variables)
+  assert value.dtype == jnp.float32 and np.isfinite(value)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
 @pytest.mark.parametrize('likelihood', [Categorical(17, 3), DMOL[0]], ids=str)

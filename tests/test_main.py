@@ -2,8 +2,6 @@
 
 import csv
 import json
-import multiprocessing
-import os
 import pathlib
 import re
 import subprocess
@@ -13,7 +11,6 @@ import numpy as np
 from PIL import Image
 import pytest
 
-import main as program
 from configs import paper
 from helpers import leave_run
 from image_transformer import data
@@ -30,38 +27,6 @@ TINY = ['--config=configs/digits.py', '--config.model.num_layers=1', '--config.m
 TINY_SUPERRES = [*TINY, '--config.model.upscale=2', '--config.model.num_encoder_layers=1',
                  # Fewer images than a picture has place for.
                  '--config.eval.split=test[:6]', '--config.eval.num_images=0']
-
-
-# Flags can be parsed only once in a process; a fork server makes new ones that have imported everything.
-_FORKS = multiprocessing.get_context('forkserver')
-_FORKS.set_forkserver_preload(['main'])
-
-
-def _run_program(arguments, output):
-  os.chdir(ROOT)
-  with open(output, 'w') as file:
-    os.dup2(file.fileno(), 1)
-    os.dup2(file.fileno(), 2)
-  # What runs once, on little, is not worth optimising.
-  os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
-  sys.argv = ['main.py', *arguments]  # where ml_collections looks for --config.FIELD
-  sys.exit(program.main(sys.argv))
-
-
-@pytest.fixture(scope='module')
-def call(tmp_path_factory):
-  """Runs main with these arguments: its exit code, and all it printed."""
-  output = tmp_path_factory.mktemp('output') / 'output'
-
-  def run(*arguments):
-    process = _FORKS.Process(target=_run_program, args=(arguments, output))
-    process.start()
-    process.join(60)
-    text = output.read_text()
-    output.unlink()
-    return process.exitcode, text
-
-  return run
 
 
 @pytest.fixture(scope='module')

@@ -74,8 +74,9 @@ class ImageTransformerFolder(tfds.core.GeneratorBasedBuilder, skip_registration=
     path = self.builder_config.folder.path
     if not path:
       raise MissingDataError('folder.path is not set: name a folder of images, with --config.folder.path=DIR.')
-    if not epath.Path(path).exists():
-      raise InputError(f'folder.path is {path}, which does not exist: name a folder of images.')
+    if not epath.Path(path).is_dir():
+      what = 'is a file' if epath.Path(path).exists() else 'does not exist'
+      raise InputError(f'folder.path is {path}, which {what}: name a folder of images.')
     # Fitted images wait here until all are read and the split is known; the file has no name, so none is left behind.
     with tempfile.TemporaryFile() as self._spool:
       self._read()
@@ -88,7 +89,10 @@ class ImageTransformerFolder(tfds.core.GeneratorBasedBuilder, skip_registration=
   def _read(self):
     """Spools what can be used, and sets `_splits`, {split: [(digest, id, position in the spool)]}, and `_summary`."""
     folder = self.builder_config.folder
-    files, kept, left_out = images.find_files(folder.path), {}, []
+    try:
+      files, kept, left_out = images.find_files(folder.path), {}, []
+    except InputError as error:
+      raise InputError(f'folder.path: {error}') from error
     for file in tqdm.tqdm(files, desc='reading images', disable=None):
       # Names need not be Unicode, but text in a dataset must be.
       name = str(file.relative_to(folder.path)).encode(errors='replace').decode()
@@ -104,7 +108,7 @@ class ImageTransformerFolder(tfds.core.GeneratorBasedBuilder, skip_registration=
       kept[digest] = name, len(kept)
     if len(kept) < 2:
       reason = f' (the first left out: {left_out[0].strip()})' if left_out else ''
-      raise InputError(f'{folder.path} has {len(kept)} usable images among {len(files)} files{reason}; '
+      raise InputError(f'folder.path is {folder.path}, which has {len(kept)} usable images among {len(files)} files{reason}; '
                        '2 are needed, one of them to test with.')
     # By content, so that the split depends neither on names nor on their order.
     ordered = [(digest, *kept[digest]) for digest in sorted(kept)]

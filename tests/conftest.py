@@ -1,0 +1,41 @@
+"""What several files of tests share: the program in processes of its own."""
+
+import multiprocessing
+import os
+import pathlib
+import sys
+
+import pytest
+
+import main as program
+
+# Flags can be parsed only once in a process; a fork server makes new ones that have imported everything.
+_FORKS = multiprocessing.get_context('forkserver')
+_FORKS.set_forkserver_preload(['main'])
+
+
+def _run_program(arguments, output):
+  os.chdir(pathlib.Path(program.__file__).parent)
+  with open(output, 'w') as file:
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+  # What runs once, on little, is not worth optimising.
+  os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
+  sys.argv = ['main.py', *arguments]  # where ml_collections looks for --config.FIELD
+  sys.exit(program.main(sys.argv))
+
+
+@pytest.fixture(scope='session')
+def call(tmp_path_factory):
+  """Runs main with these arguments: its exit code, and all it printed."""
+  output = tmp_path_factory.mktemp('output') / 'output'
+
+  def run(*arguments):
+    process = _FORKS.Process(target=_run_program, args=(arguments, output))
+    process.start()
+    process.join(60)
+    text = output.read_text()
+    output.unlink()
+    return process.exitcode, text
+
+  return run

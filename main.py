@@ -332,7 +332,9 @@ def main(argv: list[str]) -> int:
   try:
     try:
       rest = flags.FLAGS(argv)
-      _CONFIG.value and _CONFIG.value.keys()  # a file that could not be loaded shows only on use
+      # A file that could not be loaded shows only on use.
+      check(_CONFIG.value is None or hasattr(_CONFIG.value, 'to_dict'), '--config', _CONFIG.value,
+            'a file whose get_config() returns a ConfigDict')
     except InputError:
       raise
     except flags.UnrecognizedFlagError as error:

@@ -102,14 +102,15 @@ def out_of_range(name):
   return bad.map(lambda value: {name: value})
 
 
+CHOICES = ['model.likelihood', 'model.norm', 'model.coordinates', 'model.dtype', 'optimizer.schedule']
+SPLITS = ['train.split', 'eval.split']
 NO_SPLITS = ['', 'tset', 'train[', 'train[:0%]', 'train[:200%]', 'train[10:5]', 'train[5000:]', 'train+tset',
              'test[::2]', '../train', 'train[:99999999999999999999]', '\0']
 wrong_words = st.one_of(
-    st.tuples(st.sampled_from(['train.split', 'eval.split']), st.sampled_from(NO_SPLITS)),
+    st.tuples(st.sampled_from(SPLITS), st.sampled_from(NO_SPLITS)),
     st.tuples(st.just('dataset'), texts | st.sampled_from(['digit', '../digits', 'generated_',
                                                             'generated_generated_digits'])),
-    st.tuples(st.sampled_from(['model.likelihood', 'model.norm', 'model.coordinates', 'model.dtype',
-                               'optimizer.schedule']), texts),
+    st.tuples(st.sampled_from(CHOICES), texts),
     st.tuples(st.sampled_from(['data_dir', 'folder.path']), texts.map(lambda text: text + '\0')),
 ).map(lambda pair: dict([pair]))
 
@@ -147,9 +148,10 @@ combinations = st.one_of(
     st.integers(1_000, 4_096).map(
         lambda x: ({'dataset': 'folder', 'folder.size': (x, x), 'model.query_block': (1,),
                     'model.memory_flange': (2**31 - 1,)}, ['model.memory_flange'])),
-    st.sampled_from(['a_file', 'a_file/below', '~nobody_at_all']).map(lambda x: ({'data_dir': x}, ['data_dir'])),
-    st.sampled_from(['nowhere', 'a_file', 'empty', '~nobody_at_all']).map(
-        lambda x: ({'dataset': 'folder', 'folder.path': x}, ['folder.path'])),
+    st.sampled_from(['a_file', 'a_file/below', '~nobody_at_all']).map(lambda x: ({'data_dir': x}, ['data_dir is'])),
+    st.sampled_from([('nowhere', 'does not exist'), ('a_file', 'is a file'), ('empty', 'holds no files'),
+                     ('~nobody_at_all', 'does not exist')]).map(
+        lambda p: ({'dataset': 'folder', 'folder.path': p[0]}, [p[1]])),
     st.tuples(st.sampled_from(SECTIONS), WRONG_TYPES[int].filter(lambda x: not isinstance(x, dict))).map(
         lambda p: ({p[0]: p[1]}, [p[0]])),
 )
@@ -209,10 +211,7 @@ def assert_names(message, names):
   assert any(name in message for name in names), (names, message)
 
 
-@generated(300)
-@hypothesis.given(case=bad)
-def test_300_bad_configurations_are_refused_before_anything_is_done(place, compiled, case):
-  values, names = case
+def assert_refused(place, compiled, values, names):
   flat = {**BASE, 'data_dir': 'data', **values}
   for name in ('data_dir', 'folder.path'):
     if isinstance(flat.get(name), str) and not flat[name].startswith('~'):
@@ -226,6 +225,41 @@ def test_300_bad_configurations_are_refused_before_anything_is_done(place, compi
   assert files(place) == before and len(compiled) == num_compiled
 
 
+@generated(300)
+@hypothesis.given(case=bad)
+def test_300_bad_configurations_are_refused_before_anything_is_done(place, compiled, case):
+  assert_refused(place, compiled, *case)
+
+
+SUBTLE = {
+    int: [True, False, None, 1.0, '1', '1e3', [1], -1, 2**33, 10**12, 2**70, 10**5_000],
+    float: [True, None, '0.5', [0.5], math.nan, math.inf, -math.inf, -1e-9, 1e39, 10**400, -10**400],
+    bool: [0, 1, None, 'True', 1.0],
+    str: [None, 1, True, b'x', ['x'], 'x\0'],
+    tuple: [None, 1, 16.0, '(16,)', (True,), (True, True), [1.0], [None], ('1', '1'), (), (1, 1, 1), (-1,), (10**20,)],
+}
+
+
+@pytest.mark.parametrize('name', sorted(FIELDS))
+def test_every_field_refuses_what_is_nearly_right(place, compiled, name):
+  kind = type(FIELDS[name])
+  values = SUBTLE[kind] + (['', 'x', 'a\nb'] if name in CHOICES else NO_SPLITS if name in SPLITS else [])
+  values += [1, 1.0, 1 - 1e-9] if name in FRACTIONS[:-1] else []
+  if kind in (int, float) and name not in ZERO_IS_GOOD:
+    values += [0] if kind is int else [0, 0.0, -0.0]
+  if kind is float and name not in FRACTIONS:
+    values += [1e-40]
+  for value in values:
+    assert_refused(place, compiled, {name: value}, [name])
+
+
+@pytest.mark.parametrize('name', SPLITS)
+def test_splits_are_checked_before_a_stand_in_is_sought(place, name):
+  for split in NO_SPLITS:
+    with pytest.raises(InputError):
+      check_config(from_dict(nested({**BASE, 'data_dir': str(place / 'data'), name: split})))
+
+
 # The same from the command line, where everything is text.
 
 typed = st.one_of(
@@ -236,26 +270,41 @@ typed = st.one_of(
     wrong_words.filter(lambda values: values != {'dataset': ''}),
     wrong_tuples.filter(lambda values: () not in values.values()),
 ).map(lambda values: ([f'--config.{name}={value}' for name, value in values.items()], list(values)))
-of_modes = st.one_of(
-    st.tuples(st.just('--temperature'), st.sampled_from(['', '0', '-1', 'nan', 'inf', '1,', '1,,2', '1e-50', '1e50',
-                                                         'x', '1e400'])),
-    st.tuples(st.just('--seed'), st.sampled_from(['-1', str(2**32), str(2**70), '1e3', ''])),
-    st.tuples(st.just('--num_samples'), st.sampled_from(['-1', '0', '1.5', 'x\ny'])),
-).map(lambda p: (['--mode=sample', f'{p[0]}={p[1]}'], [p[0]]))
 
 
-@generated(20)
-@hypothesis.given(case=typed | of_modes)
-def test_20_bad_flags_end_the_program_with_one_line(call, place, case):
-  arguments, names = case
-  hypothesis.assume('\0' not in ''.join(arguments))  # which no command line can hold
-  if '--mode=sample' not in arguments:
-    arguments = ['--config=configs/digits.py', f'--config.data_dir={place / "data"}', *arguments]
+def assert_one_line(call, place, arguments, names):
   before = files(place)
   code, printed = call(*arguments, f'--workdir={place / "run"}')
   assert code == 2 and printed.startswith('Error: ') and printed.count('\n') == 1, printed
   assert_names(printed.removeprefix('Error: ').strip(), names)
   assert files(place) == before
+
+
+@generated(20)
+@hypothesis.given(case=typed)
+def test_20_bad_flags_end_the_program_with_one_line(call, place, case):
+  arguments, names = case
+  hypothesis.assume('\0' not in ''.join(arguments))  # which no command line can hold
+  data_dir = f'--config.data_dir={place / "data"}'
+  assert_one_line(call, place, ['--config=configs/digits.py', data_dir, *arguments], names)
+
+
+@pytest.mark.parametrize('flag, values', [
+    ('temperature', ['', '0', '-1', 'nan', 'inf', '1,', '1,,2', '1e-50', '1e50', '1e400', 'x']),
+    ('seed', ['-1', str(2**32), str(2**70), '1e3', '']),
+    ('num_samples', ['-1', '0', '1.5', 'x\ny']),
+    ('average_checkpoints', ['0', '-1', 'x'])])
+def test_bad_flags_of_a_mode(call, place, flag, values):
+  for value in values:
+    assert_one_line(call, place, ['--mode=sample', f'--{flag}={value}'], [f'--{flag}'])
+
+
+@pytest.mark.parametrize('content, says', [
+    ('def get_config(:', 'SyntaxError'), ('1 / 0', 'ZeroDivisionError'), ('raise RuntimeError("a\\nb")', 'a\\nb'),
+    ('x = 1', 'get_config'), ('def get_config():\n  return 3', 'ConfigDict')])
+def test_a_file_that_is_no_configuration(call, place, tmp_path, content, says):
+  (tmp_path / 'config.py').write_text(content)
+  assert_one_line(call, place, [f'--config={tmp_path / "config.py"}'], [says])
 
 
 # Good ones.

@@ -28,11 +28,6 @@ from tqdm import tqdm
 
 from image_transformer import metrics
 
-_KILLS = flags.DEFINE_integer('kills', 30, 'How many SIGKILLs.')
-_TERMS = flags.DEFINE_integer('terms', 10, 'How many SIGTERMs.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Of the moments.')
-_OUT = flags.DEFINE_string('out', None, 'JSON file to write.')
-
 # Dropout, flips, averaged parameters, and something to do every few steps.
 _FIELDS = {'model.num_layers': 1, 'model.hidden_size': 16, 'model.num_heads': 2, 'model.ffn_size': 16,
            'model.dropout': 0.1, 'train.batch_size': 8, 'train.steps': 400, 'train.flip': True, 'train.ema_decay': 0.9,
@@ -143,20 +138,26 @@ def outcome(workdir: pathlib.Path) -> dict:
 
 
 def main(_) -> int:
+  args = flags.FLAGS
   with tempfile.TemporaryDirectory() as folder:
-    chaos = Chaos(pathlib.Path(folder), _SEED.value)
-    report = {'command': ' '.join(['python', 'benchmarks/chaos.py', *sys.argv[1:]]), 'seed': _SEED.value}
+    chaos = Chaos(pathlib.Path(folder), args.seed)
+    report = {'command': ' '.join(['python', 'benchmarks/chaos.py', *sys.argv[1:]]), 'seed': args.seed}
     wrong = []
-    for how, number in ((signal.SIGKILL, _KILLS.value), (signal.SIGTERM, _TERMS.value)):
+    for how, number in ((signal.SIGKILL, args.kills), (signal.SIGTERM, args.terms)):
       chaos.moments.clear()
       found = chaos.disturb(number, how)
       wrong += found
       report[how.name] = {'number': number, 'moments': dict(chaos.moments), 'wrong': found}
       print(f'{how.name}: {number} at {dict(chaos.moments)}; {"; ".join(found) or "no difference"}')
-  if _OUT.value:
-    pathlib.Path(_OUT.value).write_text(json.dumps({**report, **metrics.environment()}, indent=2) + '\n')
+  if args.out:
+    pathlib.Path(args.out).write_text(json.dumps({**report, **metrics.environment()}, indent=2) + '\n')
   return 1 if wrong else 0
 
 
 if __name__ == '__main__':
+  # Here, since a test imports this file beside main.py, which has flags of these names.
+  flags.DEFINE_integer('kills', 30, 'How many SIGKILLs.')
+  flags.DEFINE_integer('terms', 10, 'How many SIGTERMs.')
+  flags.DEFINE_integer('seed', 0, 'Of the moments.')
+  flags.DEFINE_string('out', None, 'JSON file to write.')
   app.run(main)

@@ -4,8 +4,15 @@ import multiprocessing
 import os
 import pathlib
 import sys
+import tempfile
 
 import pytest
+
+# Before JAX is imported: what one test compiles, the next need not, in whatever process.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  _CACHE = tempfile.TemporaryDirectory()
+  os.environ |= {'JAX_COMPILATION_CACHE_DIR': _CACHE.name, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
+                 'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1'}
 
 import main as program
 

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import threading
 import time
@@ -19,7 +20,7 @@ from image_transformer.sampling import make_sampler
 ROOT = pathlib.Path(__file__).parent.parent
 FIELDS = {'model.num_layers': 1, 'model.hidden_size': 16, 'model.num_heads': 2, 'model.ffn_size': 16,
           'model.dropout': 0.1, 'train.batch_size': 8, 'train.steps': 12, 'train.log_every': 1, 'train.flip': True,
-          'train.checkpoint_every': 3, 'train.eval_every': 6, 'train.sample_every': 0, 'eval.num_images': 33,
+          'train.checkpoint_every': 3, 'train.keep_checkpoints': 4, 'train.eval_every': 6, 'train.sample_every': 0, 'eval.num_images': 33,
           'eval.num_images_during_training': 20, 'optimizer.schedule': 'rsqrt',
           'eval.batch_size': 8, 'sample.num_images': 5, 'sample.batch_size': 4}
 
@@ -60,10 +61,13 @@ def whole(data_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def parts(data_dir, tmp_path_factory):
+def parts(whole, data_dir, tmp_path_factory):
   """The same run by one device, then by four, then by two processes, then by one device again."""
   workdir = tmp_path_factory.mktemp('parts') / 'run'
-  train(workdir, data_dir, **{'train.steps': 3})
+  # As if it had been killed after its first checkpoint.
+  shutil.copytree(whole, workdir)
+  for step in (6, 9, 12):
+    shutil.rmtree(workdir / 'checkpoints' / str(step))
   train(workdir, data_dir, devices=4, **{'train.steps': 6})
   train(workdir, data_dir, processes=2, **{'train.steps': 9})
   train(workdir, data_dir)
@@ -104,15 +108,15 @@ def test_one_of_two_processes_is_stopped_and_both_go_on(data_dir, tmp_path):
   def stop_one():
     while len(metrics.read_metrics(epath.Path(workdir))) < 5:
       time.sleep(0.1)
-    subprocess.run(['pkill', '-TERM', '-f', f'--process_id=1 .*--workdir={workdir}'], check=True)
+    subprocess.run(['pkill', '-TERM', '-f', '--', f'--process_id=1 .*--workdir={workdir}'], check=True)
 
   stopper = threading.Thread(target=stop_one)
   stopper.start()
-  printed = train(workdir, data_dir, processes=2, **{'train.steps': 400, 'train.log_every': 1, 'train.eval_every': 0})
+  printed = train(workdir, data_dir, processes=2, **{'train.steps': 200, 'train.eval_every': 0})
   stopper.join()
-  steps = re.findall(r'Stopped after step (\d+) of 400', printed)
-  assert len(steps) == 2 and len(set(steps)) == 1 and 0 < int(steps[0]) < 400
-  assert list(lines(workdir, 'train')) == list(range(1, 401))
+  steps = re.findall(r'Stopped after step (\d+) of 200', printed)
+  assert len(steps) == 2 and len(set(steps)) == 1 and 0 < int(steps[0]) < 200
+  assert list(lines(workdir, 'train')) == list(range(1, 201))
 
 
 @pytest.mark.parametrize('arguments, says', [

@@ -220,9 +220,10 @@ def _join() -> None:
 
 
 def _load() -> runs.Run:
-  check(_AVERAGE.value > 0, '--average_checkpoints', _AVERAGE.value, 'positive')
+  check(0 < _AVERAGE.value < 2**31, '--average_checkpoints', _AVERAGE.value, 'in 1..2^31-1')
   check(0 <= _SEED.value < 2**32, '--seed', _SEED.value, 'in 0..2^32-1')
-  check(_NUM_SAMPLES.value is None or _NUM_SAMPLES.value > 0, '--num_samples', _NUM_SAMPLES.value, 'positive')
+  check(_NUM_SAMPLES.value is None or 0 < _NUM_SAMPLES.value <= 10**6, '--num_samples', _NUM_SAMPLES.value,
+        'in 1..1000000')
   check(_NUM_INPUTS.value >= 0, '--num_inputs', _NUM_INPUTS.value, '0 (all) or positive')
   check(_INPUT.value != '', '--input', '', 'a file or a folder')
   good = all(re.fullmatch(r'(\d+\.?\d*|\.\d+)(e[+-]?\d+)?', word) and config_lib.positive_float(float(word))

@@ -26,7 +26,7 @@ demo: setup
 	@echo "Samples, one row per digit: $(DEMO)/samples/"
 
 test: setup
-	$(RUN) -m pytest -q tests
+	$(RUN) -m pytest -q -n 2 --dist loadfile tests
 
 test-all: setup
 	$(RUN) -m pytest -q tests -m ''

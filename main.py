@@ -7,10 +7,11 @@
   python main.py --mode=superres --workdir=DIR --input=FILE_OR_FOLDER --temperature=1.0,0.9,0.8
   python main.py --mode=table --workdir=runs
 
-A workdir that exists is gone on with. SIGTERM or SIGINT (Ctrl-C) stops the program after the step in hand, with
-exit code 75: the same command goes on, and 0 means that it is finished. Later modes read the run's configuration from its
-workdir; --config given as well must be the same run's, and wins in fields that do not
-define the run. What is wrong with the input is said in one line, with exit code 2.
+A workdir that exists is gone on with. SIGTERM or SIGINT (Ctrl-C) stops the program after the step
+in hand, with exit code 75: the same command goes on, and 0 means that it is finished. Later modes
+read the run's configuration from its workdir; --config given as well must be the same run's, and
+wins in fields that do not define the run. What is wrong with the input is said in one line, with
+exit code 2.
 """
 
 from collections.abc import Iterator
@@ -94,7 +95,9 @@ _FLAGS['complete'] = [*_FLAGS['superres'], 'keep']
 def train() -> None:
   workdir = _workdir()
   asked_for = _given_config() or runs.read_config(workdir)
-  check_config(asked_for)  # before data are prepared
+  # Before data are prepared.
+  check_config(asked_for)
+  runs.check_workdir(workdir)
   config = data.with_stand_in(asked_for)
   if config.dataset != asked_for.dataset:
     print(f'{asked_for.dataset} is neither here nor to be had: training on generated images. This is no result.')
@@ -107,6 +110,7 @@ def train() -> None:
 
 def evaluate() -> None:
   run = _load()
+  num_train_images(_workdir())  # a damaged file is not to cost the evaluation
   _print_note(run.config)
   source = data.open_split(run.config, run.config.eval.split)
   params = devices.replicate(run.variables['params'])
@@ -220,15 +224,17 @@ def _join() -> None:
 
 
 def _load() -> runs.Run:
-  check(_AVERAGE.value > 0, '--average_checkpoints', _AVERAGE.value, 'positive')
+  check(0 < _AVERAGE.value < 2**31, '--average_checkpoints', _AVERAGE.value, 'in 1..2^31-1')
   check(0 <= _SEED.value < 2**32, '--seed', _SEED.value, 'in 0..2^32-1')
-  check(_NUM_SAMPLES.value is None or _NUM_SAMPLES.value > 0, '--num_samples', _NUM_SAMPLES.value, 'positive')
+  check(_NUM_SAMPLES.value is None or 0 < _NUM_SAMPLES.value <= 10**6, '--num_samples', _NUM_SAMPLES.value,
+        'in 1..1000000')
   check(_NUM_INPUTS.value >= 0, '--num_inputs', _NUM_INPUTS.value, '0 (all) or positive')
   check(_INPUT.value != '', '--input', '', 'a file or a folder')
   good = all(re.fullmatch(r'(\d+\.?\d*|\.\d+)(e[+-]?\d+)?', word) and config_lib.positive_float(float(word))
              for word in _TEMPERATURE.value or ['1'])
   check(good and _TEMPERATURE.value != [], '--temperature', ','.join(_TEMPERATURE.value or ()),
         'one or more positive numbers, separated by commas')
+  runs.read_config(_workdir())  # before data are prepared
   config = _given_config()
   return runs.load(_workdir(), config and data.with_stand_in(config), _AVERAGE.value)
 
@@ -361,6 +367,12 @@ def main(argv: list[str]) -> int:
     return 2
   except RunError as error:
     print(f'Error: {error}', file=sys.stderr)
+    return 1
+  except (MemoryError, jax.errors.JaxRuntimeError) as error:
+    if not isinstance(error, MemoryError) and 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    print('Error: There is not enough memory. Raise train.accumulation, or lower train.batch_size, eval.batch_size or '
+          'sample.batch_size, or set model.remat=True or model.dtype=bfloat16.', file=sys.stderr)
     return 1
   except stopping.Stopped as stopped:
     print(stopped, file=sys.stderr)

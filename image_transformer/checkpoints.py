@@ -124,8 +124,8 @@ class Checkpoints:
         good += 1
         yield state
     if steps and not good:
-      raise InputError(f'Every checkpoint in {self._folder} is damaged ({reason}): put a whole one there, or begin anew '
-                       'in another --workdir.')
+      raise InputError(f'Every checkpoint in {self._folder} is damaged ({reason}): put a whole one there, or begin '
+                       'anew in another --workdir.')
 
   def _read(self, step, like):
     items = ocp.args.Composite(state=ocp.args.StandardRestore(like), digest=ocp.args.JsonRestore())
@@ -138,7 +138,7 @@ class Checkpoints:
       return _reason(error), None
 
   def set_aside_after(self, step: int) -> None:
-    """Moves checkpoints newer than `step`, which are damaged, to `workdir/damaged`: the run will save those steps again."""
+    """Moves checkpoints newer than `step`, all damaged, to `workdir/damaged`: the run will save those steps again."""
     for damaged in self.steps if devices.is_first() else []:
       if damaged > step:
         target = self._workdir / 'damaged' / str(damaged)

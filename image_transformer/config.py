@@ -223,7 +223,7 @@ class OptimizerConfig:
   b2: float = 0.98
   epsilon: float = 1e-9
   clip_norm: float = 0.0  # global norm to which gradients are clipped; 0: not clipped, as in the paper
-  # So many steps in a row may be skipped because their gradient is not finite; the next stops the run. 0: the first does.
+  # So many steps in a row may be skipped because their gradient is not finite; the next stops the run.
   skip_non_finite: int = 0
 
   def __post_init__(self):

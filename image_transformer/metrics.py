@@ -124,11 +124,15 @@ def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
   """The lines of `metrics.jsonl`; from one on that is damaged, none."""
   path = workdir / 'metrics.jsonl'
   lines = []
-  for line in path.read_text().splitlines() if path.exists() else []:
+  for text in path.read_bytes().splitlines() if path.exists() else []:
     try:
-      lines.append(json.loads(line))
-    except json.JSONDecodeError:
+      line = json.loads(text)
+      good = isinstance(line['step'], int) and isinstance(line.get('seconds', 0), (int, float))
+    except (ValueError, KeyError, TypeError, RecursionError):
+      good = False
+    if not good:
       break
+    lines.append(line)
   return lines
 
 

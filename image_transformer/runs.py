@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import os
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -23,7 +24,8 @@ from image_transformer.workdir import lock, write_whole
 
 # What a run may change on the way; everything else defines it.
 _FREE = ('data_dir', 'stand_in', 'eval', 'sample', 'model.remat', 'train.steps', 'train.accumulation',
-         'train.log_every', 'train.checkpoint_every', 'train.keep_checkpoints', 'train.eval_every', 'train.sample_every')
+         'train.log_every', 'train.checkpoint_every', 'train.keep_checkpoints', 'train.eval_every',
+         'train.sample_every')
 
 
 class Run(NamedTuple):
@@ -81,12 +83,26 @@ def write_config(workdir: epath.Path, config: Config) -> None:
   write_whole(workdir / 'config.json', json.dumps(dataclasses.asdict(config), indent=2) + '\n')
 
 
-def _check_free(workdir, config):
-  if (workdir / 'config.json').exists():
-    if saved_steps(workdir) or (workdir / 'results.json').exists():
-      _check_same_run(workdir, read_config(workdir), config)
-  elif workdir.exists() and any(path.name != 'lock' for path in workdir.iterdir()):
+def check_workdir(workdir: epath.Path) -> None:
+  """Checks that a run can be written to a folder, which need not exist.
+
+  Raises:
+    InputError: if it holds something else, or cannot be written.
+  """
+  if not (workdir / 'config.json').exists() and workdir.is_dir() and any(
+      path.name != 'lock' for path in workdir.iterdir()):
     raise InputError(f'{workdir} is not empty and holds no run; choose another --workdir.')
+  if '://' not in os.fspath(workdir):
+    nearest = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+      raise InputError(f'{workdir} cannot be written, since {nearest} is no folder that one may write to; choose '
+                       'another --workdir.')
+
+
+def _check_free(workdir, config):
+  check_workdir(workdir)
+  if saved_steps(workdir) or (workdir / 'results.json').exists():
+    _check_same_run(workdir, read_config(workdir), config)
 
 
 def _check_same_run(workdir, old, new):

@@ -81,7 +81,7 @@ def of_wrong_type(name):
 # Wrong by their size.
 
 ZERO_IS_GOOD = {'seed', 'model.qkv_size', 'model.num_encoder_layers', 'train.eval_every', 'train.sample_every',
-                'eval.num_images', 'eval.num_images_during_training', *of_type(float)} - {
+                'eval.num_images', 'eval.num_images_during_training', 'optimizer.skip_non_finite', *of_type(float)} - {
                     'model.embedding_gain', 'optimizer.learning_rate', 'optimizer.epsilon', 'sample.temperature',
                     'folder.test_fraction'}
 FRACTIONS = ['model.dropout', 'model.attention_dropout', 'train.ema_decay', 'optimizer.b1', 'optimizer.b2',
@@ -292,8 +292,8 @@ def test_20_bad_flags_end_the_program_with_one_line(call, place, case):
 @pytest.mark.parametrize('flag, values', [
     ('temperature', ['', '0', '-1', 'nan', 'inf', '1,', '1,,2', '1e-50', '1e50', '1e400', 'x']),
     ('seed', ['-1', str(2**32), str(2**70), '1e3', '']),
-    ('num_samples', ['-1', '0', '1.5', 'x\ny']),
-    ('average_checkpoints', ['0', '-1', 'x'])])
+    ('num_samples', ['-1', '0', '1.5', 'x\ny', str(10**9), str(10**30)]),
+    ('average_checkpoints', ['0', '-1', 'x', str(2**70)])])
 def test_bad_flags_of_a_mode(call, place, flag, values):
   for value in values:
     assert_one_line(call, place, ['--mode=sample', f'--{flag}={value}'], [f'--{flag}'])
@@ -359,7 +359,8 @@ def good(draw, most_layers=1_000):
   for name in ('train.steps', 'train.log_every', 'train.checkpoint_every', 'train.keep_checkpoints',
                'optimizer.warmup_steps'):
     choose(name, st.integers(1, 2**31 - 1) | st.integers(1, 100).map(np.int64))
-  for name in ('train.eval_every', 'train.sample_every', 'eval.num_images_during_training'):
+  for name in ('train.eval_every', 'train.sample_every', 'eval.num_images_during_training',
+               'optimizer.skip_non_finite'):
     choose(name, st.integers(0, 2**31 - 1))
   for name in ('eval.batch_size', 'sample.batch_size', 'sample.num_images'):
     choose(name, st.integers(1, 10**6))

@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 import pytest
 
 from helpers import leave_run
-from image_transformer import data, runs, tables
+from image_transformer import data, metrics, runs, tables
 from image_transformer.config import Config, FolderConfig, from_dict
 from image_transformer.errors import InputError
 from image_transformer.images import read_image
@@ -288,6 +288,15 @@ def test_damaged_files_of_a_run_are_named(run, tmp_path):
     with pytest.raises(InputError, match='data.json is damaged') as raised:
       num_train_images(folder)
     assert str(raised.value).isprintable()
+
+
+def test_damaged_metrics_end_where_the_damage_begins(tmp_path):
+  lines = [json.dumps({'step': step, 'split': 'train', 'seconds': 1.5 * step}).encode() for step in (1, 2)]
+  for text in [*(text.encode(errors='surrogatepass') for text in NOTHING), b'{"step": "x"}', b'{"split": "train"}',
+               b'{"step": 2, "seconds": null}', lines[1][:-3], b'\xff' + lines[1]]:
+    (tmp_path / 'metrics.jsonl').write_bytes(b'\n'.join([lines[0], text, lines[1]]))
+    assert [line['step'] for line in metrics.read_metrics(tmp_path)] == [1]
+    assert metrics.training_seconds(tmp_path) == 1.5
 
 
 @pytest.mark.parametrize('mode, file', [

@@ -20,8 +20,8 @@ from image_transformer.sampling import make_sampler
 ROOT = pathlib.Path(__file__).parent.parent
 FIELDS = {'model.num_layers': 1, 'model.hidden_size': 16, 'model.num_heads': 2, 'model.ffn_size': 16,
           'model.dropout': 0.1, 'train.batch_size': 8, 'train.steps': 12, 'train.log_every': 1, 'train.flip': True,
-          'train.checkpoint_every': 3, 'train.keep_checkpoints': 4, 'train.eval_every': 6, 'train.sample_every': 0, 'eval.num_images': 33,
-          'eval.num_images_during_training': 20, 'optimizer.schedule': 'rsqrt',
+          'train.checkpoint_every': 3, 'train.keep_checkpoints': 4, 'train.eval_every': 6, 'train.sample_every': 0,
+          'optimizer.schedule': 'rsqrt', 'eval.num_images': 33, 'eval.num_images_during_training': 20,
           'eval.batch_size': 8, 'sample.num_images': 5, 'sample.batch_size': 4}
 
 

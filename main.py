@@ -31,8 +31,8 @@ def _stop_before_all(*_):
 
 
 if __name__ == '__main__':
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, _stop_before_all)
+  for signal_number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(signal_number, _stop_before_all)
 
 # Read when a process or a library starts, so they come before everything else. In a log file,
 # frequent progress bars would be all there is. On Linux the C library's allocator is told to
@@ -308,6 +308,11 @@ def _workdir() -> epath.Path:
     check('\0' not in _WORKDIR.value, '--workdir', _WORKDIR.value, 'without null characters')
     path = epath.Path(_WORKDIR.value).expanduser()
     check(not str(path).startswith('~'), '--workdir', _WORKDIR.value, 'a path whose user exists')
+    try:
+      path.exists()
+    except ImportError as error:
+      raise InputError(f'--workdir={path} needs another package ({_last_line(error)}): pip install '
+                       "'image_transformer[gcs]' (s3fs for s3://).") from error
     return path
   if _CONFIG.value is None:
     raise InputError('Nothing to do: give --config=configs/NAME.py, or --workdir=DIR of a run.')
@@ -381,4 +386,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv))
+  exit_code = main(sys.argv)
+  stopping.stop_listening()
+  sys.exit(exit_code)

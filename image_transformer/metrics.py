@@ -4,6 +4,7 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import importlib.metadata
+import io
 import json
 import math
 import os
@@ -17,6 +18,7 @@ import numpy as np
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import register_writer_factory
 
 from image_transformer import devices
 from image_transformer.config import Config
@@ -58,6 +60,27 @@ class Evaluation:
 
   def as_dict(self) -> dict[str, float | None]:
     return {'bits_per_dim': self.bits_per_dim, 'standard_error': self.standard_error, 'num_images': self.num_images}
+
+
+class _WholeFile(io.BytesIO):
+  """Events in a bucket, which cannot be appended to: they are written again with every flush."""
+
+  def __init__(self, path: str):
+    super().__init__()
+    self._path = epath.Path(path)
+
+  def flush(self) -> None:
+    write_whole(self._path, self.getvalue())
+
+
+class _Bucket:
+  """Tells tensorboardX to go through epath, as everything else does."""
+
+  open = _WholeFile
+
+
+for scheme in ('gs', 's3'):
+  register_writer_factory(scheme, _Bucket)
 
 
 class MetricsLog:

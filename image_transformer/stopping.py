@@ -25,6 +25,13 @@ def listen() -> None:
     signal.signal(number, _note)
 
 
+def stop_listening() -> None:
+  """To be called when all is done: a signal while Python ends would otherwise change the exit code."""
+  if not jax.distributed.is_initialized():  # which may have to wait for others
+    for number in (signal.SIGTERM, signal.SIGINT):
+      signal.signal(number, signal.SIG_IGN)
+
+
 def poll() -> None:
   """Raises Stopped if this process, or another that works with it, was asked to stop.
 

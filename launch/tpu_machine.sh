@@ -17,7 +17,7 @@ case $action in
     # system's packages are managed by others.
     PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
     [[ -x .venv/bin/python ]] || ~/.local/bin/uv venv --quiet --python 3.12 .venv
-    ~/.local/bin/uv pip install --quiet --python .venv/bin/python --editable '.[tpu]'
+    ~/.local/bin/uv pip install --quiet --python .venv/bin/python --editable '.[tpu,gcs]'
     PYTHONUNBUFFERED=1 nohup launch/tpu_machine.sh loop "$@" >> run.log 2>&1 < /dev/null &
     echo $! > run.pid
     ;;

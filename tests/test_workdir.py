@@ -1,0 +1,68 @@
+"""A workdir may be in a bucket: what is written there goes through one path library, and survives."""
+
+import os
+
+from etils import epath
+import fsspec
+from fsspec.implementations.memory import MemoryFileSystem
+import pytest
+
+from image_transformer import config as config_lib
+from image_transformer import metrics, runs
+from image_transformer.errors import InputError
+from image_transformer.workdir import survive, write_whole
+
+
+class Bucket(MemoryFileSystem):
+  """Google Cloud Storage in memory."""
+
+  protocol = 'gcs', 'gs'
+  store, pseudo_dirs = {}, ['']
+
+  @classmethod
+  def _strip_protocol(cls, path):
+    return '/' + str(path).split('://')[-1].strip('/')
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+  for name in ('gs', 'gcs'):
+    fsspec.register_implementation(name, Bucket, clobber=True)
+  monkeypatch.chdir(tmp_path)  # where a folder named gs: would appear
+  yield epath.Path('gs://bucket/runs/digits')
+  assert not os.listdir()
+
+
+def test_the_files_of_a_run_in_a_bucket(bucket):
+  config = config_lib.from_dict({'dataset': 'digits'})
+  for step in (1, 2):
+    with runs.own(bucket, config):
+      log = metrics.MetricsLog(bucket, keep=lambda line: line['step'] < 9)
+      log.write(step, 'train', bits_per_dim=1.5)
+      log.write(9, 'train', bits_per_dim=0.5)
+      log.close()
+  assert runs.read_config(bucket) == config
+  assert [line['step'] for line in metrics.read_metrics(bucket)] == [1, 2, 9]
+  names = sorted(path.name for path in bucket.iterdir())
+  assert names[0] == 'config.json' and names[1].startswith('events.out') and names[-1] == 'metrics.jsonl'
+  assert b'train/bits_per_dim' in (bucket / names[1]).read_bytes()
+  with pytest.raises(InputError, match='holds no run'):
+    runs.check_workdir(bucket.parent)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, capsys):
+  path = epath.Path(tmp_path / 'folder' / 'file')
+  write_whole(path, 'old')
+  os.mkdir(tmp_path / 'folder' / 'file.part')
+  with survive('Writing a file'):
+    write_whole(path, 'new')
+  assert path.read_text() == 'old' and 'Warning: Writing a file failed (' in capsys.readouterr().err
+  os.rmdir(tmp_path / 'folder' / 'file.part')
+  write_whole(path, b'new')
+  assert path.read_text() == 'new' and os.listdir(tmp_path / 'folder') == ['file']
+
+
+def test_a_bucket_without_its_package_is_one_line(call):
+  code, printed = call('--mode=eval', '--workdir=s3://bucket/run')
+  last = printed.strip().splitlines()[-1]
+  assert code == 2 and last.startswith('Error: --workdir=s3://bucket/run needs another package'), printed

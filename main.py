@@ -97,7 +97,8 @@ def train() -> None:
   asked_for = _given_config() or runs.read_config(workdir)
   # Before data are prepared.
   check_config(asked_for)
-  runs.check_workdir(workdir)
+  if jax.process_count() == 1:  # another process may have begun to write there already
+    runs.check_workdir(workdir)
   config = data.with_stand_in(asked_for)
   if config.dataset != asked_for.dataset:
     print(f'{asked_for.dataset} is neither here nor to be had: training on generated images. This is no result.')
@@ -105,7 +106,11 @@ def train() -> None:
   _print_note(config)
   with runs.own(workdir, config):
     evaluation = trainer.run()
-    _report(runs.load(workdir, config), evaluation)
+    try:
+      _report(runs.load(workdir, config), evaluation)
+    except OSError as error:
+      raise RunError(f'The results could not be written ({error}). Make room, then give the same command again.') \
+          from error
 
 
 def evaluate() -> None:
@@ -219,6 +224,7 @@ def _join() -> None:
     jax.distributed.initialize(**by_hand)
   except (RuntimeError, ValueError) as error:
     raise InputError(f'Cannot join the other processes ({_last_line(error)}); see launch/README.md.') from error
+  stopping.tell_others()
   if not devices.is_first():
     sys.stdout = open(os.devnull, 'w')
 

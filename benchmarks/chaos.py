@@ -85,8 +85,8 @@ class Chaos:
         if code not in (0, 75) and not (code == -how and (how == signal.SIGKILL or moment == 'start')):
           wrong.append(f'{workdir}: exit code {code}: {printed[-300:]}')
           break
-      got = outcome(workdir)
-      wrong += [f'{workdir}: {name} differs' for name in self._want if got.get(name) != self._want[name]]
+      got = outcome(workdir) if code == 0 else {}
+      wrong += [f'{workdir}: {name} differs' for name in got if got[name] != self._want[name]]
     progress.close()
     return wrong
 

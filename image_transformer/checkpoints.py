@@ -13,8 +13,11 @@ import orbax.checkpoint as ocp
 
 from image_transformer import devices
 from image_transformer.errors import InputError, RunError
+from image_transformer.stopping import Stopped
 from image_transformer.workdir import warn
 
+# What Orbax makes of a full disk, on one process and on several.
+_SAVE_ERRORS = OSError, ValueError, jax.errors.JaxRuntimeError
 _ATTEMPTS = 3  # to save what must be saved before the process ends
 
 
@@ -50,7 +53,9 @@ class Checkpoints:
   def __enter__(self):
     return self
 
-  def __exit__(self, *exception):
+  def __exit__(self, kind, *exception):
+    if kind and jax.process_count() > 1 and not issubclass(kind, (Stopped, RunError)):
+      return  # the other processes are not here, and would be waited for in vain
     self.failed(wait=True)
     self._manager.close()
 
@@ -69,7 +74,7 @@ class Checkpoints:
                                digest=ocp.args.JsonSave({'sha256': _digest(host_state)}))
     try:
       self._manager.save(step, args=items)
-    except (OSError, ValueError) as error:  # Orbax makes either of a full disk
+    except _SAVE_ERRORS as error:
       self._error = error
 
   def failed(self, wait: bool = False) -> bool:
@@ -81,7 +86,7 @@ class Checkpoints:
     if not error and (wait or not self._manager.is_saving_in_progress()):
       try:
         self._manager.wait_until_finished()
-      except (OSError, ValueError) as late_error:
+      except _SAVE_ERRORS as late_error:
         error = late_error
     if not devices.any_process(error is not None):
       return False
@@ -97,10 +102,10 @@ class Checkpoints:
       RunError: if it fails several times.
     """
     for attempt in range(_ATTEMPTS):
+      time.sleep(2 * attempt)
       self.save(step, state)
       if not self.failed(wait=True):
         return
-      time.sleep(2**attempt)
     kept = f'that of step {self.steps[-1]} is the newest' if self.steps else 'there is none'
     raise RunError(f'The checkpoint of step {step} could not be saved in {self._folder}; {kept}. Make room or mend '
                    'the permissions, then give the same command again.')
@@ -119,6 +124,7 @@ class Checkpoints:
     for step in reversed(steps):
       reason, state = self._read(step, like)
       if devices.any_process(bool(reason)):
+        reason = reason or _reason(None)
         warn(f'checkpoint {self._folder / str(step)} is damaged and not used ({reason}).')
       else:
         good += 1
@@ -134,19 +140,21 @@ class Checkpoints:
       if _digest(restored['state']) != restored['digest']['sha256']:
         return 'its values are not those that were saved', None
       return '', restored['state']
+    except (MemoryError, PermissionError):
+      raise
     except Exception as error:  # a damaged file can raise anything
       return _reason(error), None
 
   def set_aside_after(self, step: int) -> None:
-    """Moves checkpoints newer than `step`, all damaged, to `workdir/damaged`: the run will save those steps again."""
-    for damaged in self.steps if devices.is_first() else []:
-      if damaged > step:
-        target = self._workdir / 'damaged' / str(damaged)
-        target.parent.mkdir(exist_ok=True)
-        if target.exists():
-          target.rmtree()
-        (self._folder / str(damaged)).rename(target)
-    self._open()
+    """Moves checkpoints newer than `step`, all damaged, to `workdir/damaged_*`: the run will save those steps again."""
+    damaged = [newer for newer in self.steps if newer > step]
+    for newer in damaged if devices.is_first() else []:
+      target = self._workdir / f'damaged_{newer}'
+      if target.exists():
+        target.rmtree()
+      (self._folder / str(newer)).rename(target)
+    if damaged:
+      self._open()
 
 
 class _Manager(ocp.CheckpointManager):
@@ -158,14 +166,15 @@ class _Manager(ocp.CheckpointManager):
 
 @dataclasses.dataclass
 class _Preserve(ocp.checkpoint_managers.PreservationPolicy):
-  """The newest checkpoint, and the newest few of those that were due."""
+  """The newest checkpoint, and the newest few of those that were due; in any case one to fall back to."""
 
   keep: int
   every: int
 
   def should_preserve(self, checkpoints, *, context):
     due = [info.step for info in checkpoints if info.step % self.every == 0][-self.keep:]
-    return [info is checkpoints[-1] or info.step in due for info in checkpoints]
+    newest = checkpoints[-2:] if len(due) < min(self.keep, 2) else checkpoints[-1:]
+    return [info in newest or info.step in due for info in checkpoints]
 
 
 def _digest(tree: Any) -> str:
@@ -179,5 +188,7 @@ def _digest(tree: Any) -> str:
 
 
 def _reason(error: Exception | None) -> str:
+  if error is None:
+    return 'on another process'
   lines = str(error).strip().splitlines()
   return lines[0][:200] if lines else type(error).__name__

@@ -4,7 +4,6 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import importlib.metadata
-import io
 import json
 import math
 import os
@@ -62,15 +61,20 @@ class Evaluation:
     return {'bits_per_dim': self.bits_per_dim, 'standard_error': self.standard_error, 'num_images': self.num_images}
 
 
-class _WholeFile(io.BytesIO):
+class _WholeFile:
   """Events in a bucket, which cannot be appended to: they are written again with every flush."""
 
   def __init__(self, path: str):
-    super().__init__()
-    self._path = epath.Path(path)
+    self._path, self._content = epath.Path(path), bytearray()
+
+  def write(self, content: bytes) -> None:
+    self._content += content
 
   def flush(self) -> None:
-    write_whole(self._path, self.getvalue())
+    write_whole(self._path, bytes(self._content))
+
+  def close(self) -> None:
+    self.flush()
 
 
 class _Bucket:
@@ -144,7 +148,7 @@ class MetricsLog:
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
-  """The lines of `metrics.jsonl`; from one on that is damaged, none."""
+  """The lines of `metrics.jsonl` that are not damaged."""
   path = workdir / 'metrics.jsonl'
   lines = []
   for text in path.read_bytes().splitlines() if path.exists() else []:
@@ -153,9 +157,8 @@ def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
       good = isinstance(line['step'], int) and isinstance(line.get('seconds', 0), (int, float))
     except (ValueError, KeyError, TypeError, RecursionError):
       good = False
-    if not good:
-      break
-    lines.append(line)
+    if good:
+      lines.append(line)
   return lines
 
 

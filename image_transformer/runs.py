@@ -89,8 +89,10 @@ def check_workdir(workdir: epath.Path) -> None:
   Raises:
     InputError: if it holds something else, or cannot be written.
   """
+  # What a process leaves that was killed while it began a run.
+  begun = {'lock', 'config.json.part'}
   if not (workdir / 'config.json').exists() and workdir.is_dir() and any(
-      path.name != 'lock' for path in workdir.iterdir()):
+      path.name not in begun for path in workdir.iterdir()):
     raise InputError(f'{workdir} is not empty and holds no run; choose another --workdir.')
   if '://' not in os.fspath(workdir):
     nearest = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
@@ -149,7 +151,7 @@ def load(workdir: epath.PathLike, config: Config | None = None, num_checkpoints:
     raise InputError(f'There is no checkpoint in {workdir}; train first with the same --workdir.')
   with Checkpoints(workdir) as checkpoints:
     like = jax.eval_shape(lambda: init_state(model, optimizer, config))
-    step, params = 0, None
+    number, step, params = 0, 0, None
     # One after the other, so that only two are in memory.
     for number, state in enumerate(itertools.islice(checkpoints.restore(like), num_checkpoints), 1):
       more = state.eval_params(config.eval.ema)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 
 import jax
 from jax.experimental import multihost_utils
@@ -19,10 +20,21 @@ class Stopped(Exception):
 def listen() -> None:
   """From now on, SIGTERM and SIGINT are answered by `poll`; the second signal ends the process at once.
 
-  To be called before `jax.distributed.initialize`, whose preemption service listens for SIGTERM from then on.
+  To be called before `jax.distributed.initialize`, whose preemption service takes SIGTERM over, each and every one.
   """
+  # Python's own handlers would wait for the end of a compilation.
+  reader, writer = os.pipe()
+  os.set_blocking(writer, False)
+  signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
   for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, _note)
+    signal.signal(number, lambda *_: None)
+  threading.Thread(target=_watch, args=(reader,), daemon=True).start()
+
+
+def tell_others() -> None:
+  """To be called once this process is one of several: passes on what came before."""
+  if _asked:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def stop_listening() -> None:
@@ -43,13 +55,14 @@ def poll() -> None:
     raise Stopped('Stopped. The same command begins again.')
 
 
-def _note(number, _):
+def _watch(reader):
   global _asked
-  if _asked:
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
-  _asked = True
-  # Not `print`, which the signal may have interrupted.
-  os.write(2, b'\nStopping as soon as the work in hand is done and saved. A second signal stops at once.\n')
-  if number == signal.SIGINT and jax.distributed.is_initialized():
-    os.kill(os.getpid(), signal.SIGTERM)
+  while True:
+    number, = os.read(reader, 1)
+    if _asked:
+      os._exit(128 + number)
+    _asked = True
+    # In one piece, whatever else is being printed.
+    os.write(2, b'\nStopping as soon as the work in hand is done and saved. A second signal stops at once.\n')
+    if jax.distributed.is_initialized():
+      os.kill(os.getpid(), signal.SIGTERM)

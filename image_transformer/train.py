@@ -175,6 +175,11 @@ class Trainer:
       InputError: if there are checkpoints, but none can be read.
     """
     train = self.config.train
+    facts = (dataclasses.replace(self.config, data_dir=''), len(self.train_source), len(self.eval_source),
+             saved_steps(self.workdir))
+    if not devices.same_everywhere(repr(facts)):
+      raise InputError('The processes have different configurations, images or checkpoints: give all of them the same '
+                       f'command, the same data and one --workdir that they share ({self.workdir} here).')
     write_whole(self.workdir / 'data.json', json.dumps({'num_train_images': len(self.train_source)}) + '\n')
     with Checkpoints(self.workdir, train.keep_checkpoints, train.checkpoint_every) as self._checkpoints:
       new_state = functools.partial(init_state, self.model, self._optimizer, self.config)
@@ -199,7 +204,7 @@ class Trainer:
     # The last step dispatched: the devices work on it while the host reads the one before.
     pending = None
     try:
-      self._do_what_is_due(step, state)
+      self._do_what_is_due(step, state, stopped_here=True)
       while step < train.steps:
         stopping.poll()
         state, metrics = self._step(state, devices.split(next(batches)))
@@ -229,21 +234,22 @@ class Trainer:
       self._log.flush()
       if step > 0:
         self._checkpoints.save_surely(step, devices.unreplicate(state))
-      raise stopping.Stopped(f'Stopped after step {step} of {train.steps}, which is saved. The same command goes on '
-                             f'from there.') from stopped
+      saved = ', which is saved' if step else ''
+      raise stopping.Stopped(f'Stopped after step {step} of {train.steps}{saved}. The same command goes on from '
+                             'there.') from stopped
 
   def _is_due(self, step):
     """Whether to evaluate, and whether to draw samples; at the end, both come anyway."""
     train = self.config.train
     return tuple(_due(step, every) and 0 < step < train.steps for every in (train.eval_every, train.sample_every))
 
-  def _do_what_is_due(self, step, state):
-    """Evaluates and draws, but not again where a run that was stopped has done so."""
+  def _do_what_is_due(self, step, state, stopped_here=False):
+    """Evaluates and draws; where a run was stopped, what it had not done yet."""
     began = time.time()
     evaluate, draw = self._is_due(step)
-    if evaluate and not devices.any_process(self._log.has_evaluation(step)):
+    if evaluate and not (stopped_here and devices.any_process(self._log.has_evaluation(step))):
       self._log_evaluation(step, state, self._num_eval_images)
-    if draw and not devices.any_process(devices.is_first() and self._picture(step).exists()):
+    if draw and not (stopped_here and devices.any_process(devices.is_first() and self._picture(step).exists())):
       self._log_samples(step, state)
     self._logged_at += time.time() - began
 

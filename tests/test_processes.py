@@ -106,11 +106,12 @@ def test_one_of_two_processes_is_stopped_and_both_go_on(data_dir, tmp_path):
   workdir = tmp_path / 'run'
 
   def stop_one():
-    while len(metrics.read_metrics(epath.Path(workdir))) < 5:
+    deadline = time.monotonic() + 200
+    while len(metrics.read_metrics(epath.Path(workdir))) < 5 and time.monotonic() < deadline:
       time.sleep(0.1)
     subprocess.run(['pkill', '-TERM', '-f', '--', f'--process_id=1 .*--workdir={workdir}'], check=True)
 
-  stopper = threading.Thread(target=stop_one)
+  stopper = threading.Thread(target=stop_one, daemon=True)
   stopper.start()
   printed = train(workdir, data_dir, processes=2, **{'train.steps': 200, 'train.eval_every': 0})
   stopper.join()

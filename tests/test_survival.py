@@ -175,7 +175,7 @@ def test_training_goes_on_from_before_a_damaged_checkpoint(make_config, undistur
   run(make_config(), tmp_path / 'run')
   assert 'checkpoints/8 is damaged' in capsys.readouterr().err
   assert_same(outcome(tmp_path / 'run'), undisturbed)
-  assert [path.name for path in (tmp_path / 'run' / 'damaged').iterdir()] == ['8']
+  assert (tmp_path / 'run' / 'damaged_8' / 'state').is_dir()
 
 
 def test_a_run_whose_every_checkpoint_is_damaged_is_not_begun_anew(make_config, saved, tmp_path):
@@ -186,7 +186,7 @@ def test_a_run_whose_every_checkpoint_is_damaged_is_not_begun_anew(make_config, 
     run(make_config(), tmp_path / 'run')
   with pytest.raises(InputError, match='Every checkpoint in .*/checkpoints is damaged'):
     runs.load(tmp_path / 'run')
-  assert saved_steps(tmp_path / 'run') == [2, 4] and not (tmp_path / 'run' / 'damaged').exists()
+  assert saved_steps(tmp_path / 'run') == [2, 4] and not list((tmp_path / 'run').glob('damaged*'))
 
 
 def test_a_second_process_in_a_workdir_is_refused(make_config, tmp_path):
@@ -214,7 +214,7 @@ def test_a_save_that_fails_is_reported_and_tried_again(make_config, undisturbed,
   run(make_config(log_every=1), tmp_path / 'run')
   assert failures == [4, 5]  # the second at the next line of the log
   assert capsys.readouterr().err.count('No space left on device); the older ones are as they were') == 2
-  assert saved_steps(tmp_path / 'run') == [8]
+  assert saved_steps(tmp_path / 'run') == [6, 8]
   assert outcome(tmp_path / 'run')['checkpoints']['8'] == undisturbed['checkpoints']['8']
 
 

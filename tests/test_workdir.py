@@ -33,7 +33,7 @@ def bucket(tmp_path, monkeypatch):
   assert not os.listdir()
 
 
-def test_the_files_of_a_run_in_a_bucket(bucket):
+def test_the_files_of_a_run_in_a_bucket(bucket, capsys):
   config = config_lib.from_dict({'dataset': 'digits'})
   for step in (1, 2):
     with runs.own(bucket, config):
@@ -48,6 +48,7 @@ def test_the_files_of_a_run_in_a_bucket(bucket):
   assert b'train/bits_per_dim' in (bucket / names[1]).read_bytes()
   with pytest.raises(InputError, match='holds no run'):
     runs.check_workdir(bucket.parent)
+  assert not capsys.readouterr().err
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, capsys):

@@ -116,10 +116,12 @@ class Checkout:
   def start(self, script, *arguments, behaviour='', **environment):
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(('SLURM', 'XLA'))}
     environment = {**inherited, 'BEHAVIOUR': behaviour, 'PATH': self.search_path, **environment}
-    # In a process group of its own, as from a terminal.
+    # As from a terminal: in a process group of its own, and with Ctrl-C, which may be ignored where tests run in the
+    # background, and no shell can change that for itself.
     self.started.append(subprocess.Popen(
         ['bash', self.path / 'launch' / script, *arguments], env=environment, cwd='/', start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True))
     return self.started[-1]
 
   def run(self, *arguments, **options):

@@ -1,64 +1,68 @@
-"""Seconds per image of the cached sampler, by batch size, for an untrained full-size model.
+"""The cached sampler of an untrained full-size model: seconds per image by batch size, against two limits.
 
-  python benchmarks/sampling.py [--config=configs/cifar10_1d.py] [--batch_sizes=1,16] [--runs=3] [--out=FILE.json]
+  python benchmarks/sampling.py [--config=configs/cifar10_1d.py] [--batch_sizes=1,16] [--runs=2] [--out=FILE.json]
 
-Compilation is timed apart. Each figure is the median over the runs; the JSON file holds all of them.
+`times rerun` compares with the sampler that has no cache and runs the whole image again for each of its positions: one
+pass is timed, and multiplied by the positions. `times reading` compares with the time that it takes, at the measured
+bandwidth of memory, to read all parameters and the visible part of the caches once for every position. Compilation is
+not counted. Figures are medians.
 """
 
-import json
-import pathlib
-import statistics
-import sys
-import time
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+import measuring  # first: it sets the process up
 
 from absl import app
 from absl import flags
+import jax
 from ml_collections import config_flags
+import numpy as np
 
-from image_transformer import config as config_lib
-from image_transformer import data, devices, metrics
-from image_transformer.model import blank, init_params, make_model
+from image_transformer import devices
+from image_transformer.model import blank, init_params
 from image_transformer.sampling import make_sampler
 
 _CONFIG = config_flags.DEFINE_config_file('config', 'configs/cifar10_1d.py')
-_BATCH_SIZES = flags.DEFINE_list('batch_sizes', ['1', '16'], 'Images drawn at once.')
-_RUNS = flags.DEFINE_integer('runs', 3, 'Timed runs of each batch size.')
+_BATCH_SIZES = flags.DEFINE_list('batch_sizes', ['1', '16'], 'Images drawn at once, over all devices.')
+_DTYPE = flags.DEFINE_string('dtype', 'float32', 'Compute type, in which the caches are.')
+_RUNS = flags.DEFINE_integer('runs', 2, 'Timed runs, in turn.')
 _OUT = flags.DEFINE_string('out', None, 'JSON file to write.')
 
 
-def measure(model, params, batch_size: int, num_runs: int) -> dict:
-  """Seconds of the first call, which compiles, and of the runs after it."""
-  draw = make_sampler(model, batch_size)
-  _, given = blank(model, batch_size)
-
-  def timed(seed):
-    began = time.perf_counter()
-    draw(params, seed, batch_size, given)
-    return time.perf_counter() - began
-
-  first = timed(0)
-  runs = [timed(seed) for seed in range(1, num_runs + 1)]
-  return {'batch_size': batch_size, 'seconds_per_image': statistics.median(runs) / batch_size,
-          'seconds_per_batch': runs, 'seconds_first_call': first}
+def bytes_read(model, params, batch_size: int) -> float:
+  """To draw a batch: each position reads all parameters but tables, and of each layer's caches what it sees."""
+  config = model.config
+  kernels = sum(leaf.nbytes for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+                if 'embedding' not in jax.tree_util.keystr(path[-1:]))
+  keys_and_values = 2 * config.qkv_width * np.dtype(config.dtype).itemsize
+  caches = config.num_layers * measuring.visible_pairs(model) * keys_and_values
+  return model.layout.num_positions * kernels + batch_size * caches
 
 
 def main(argv):
   del argv
-  config = config_lib.from_dict(_CONFIG.value.to_dict())
-  model = make_model(config.model, data.image_spec(config))
-  params = devices.replicate(init_params(model, config.seed))
-  rows = []
-  print(f'{"batch":>6} {"s/image":>9} {"images/s":>9}')
+  config, model = measuring.load(_CONFIG.value, model__dtype=_DTYPE.value)
+  params = init_params(model, config.seed)
+  replicated = devices.replicate(params)
+  functions = measuring.copies()
   for batch_size in map(int, _BATCH_SIZES.value):
-    row = measure(model, params, batch_size, _RUNS.value)
-    rows.append(row)
-    print(f'{batch_size:6} {row["seconds_per_image"]:9.2f} {1 / row["seconds_per_image"]:9.3f}', flush=True)
-  if _OUT.value:
-    command = 'python benchmarks/sampling.py ' + ' '.join(sys.argv[1:])
-    report = {'command': command, 'rows': rows, **metrics.environment()}
-    pathlib.Path(_OUT.value).write_text(json.dumps(report, indent=2) + '\n')
+    images, given = blank(model, batch_size)
+    draw = make_sampler(model, batch_size)
+    functions[f'{batch_size} drawn'] = lambda draw=draw, given=given, number=batch_size: draw(replicated, 0, number,
+                                                                                               given)
+    once = devices.pmap(lambda params, images, given: model.apply({'params': params}, images, given))
+    parts = devices.split((images, dict(given)))
+    functions[f'{batch_size} pass'] = lambda once=once, parts=parts: once(replicated, *parts)
+  seconds = measuring.in_turn(functions, _RUNS.value)
+  typical, rate = measuring.medians(seconds), measuring.bandwidth(seconds)
+  rows = []
+  for batch_size in map(int, _BATCH_SIZES.value):
+    drawn = typical[f'{batch_size} drawn']
+    reading = bytes_read(model, params, batch_size) / rate
+    rerun = model.layout.num_positions * typical[f'{batch_size} pass']
+    rows.append({'batch_size': batch_size, 'seconds_per_image': drawn / batch_size, 'images/s': batch_size / drawn,
+                 'times rerun': rerun / drawn, 'times reading': drawn / reading,
+                 'seconds_per_batch': seconds[f'{batch_size} drawn'], 'seconds_per_pass': seconds[f'{batch_size} pass']})
+  print(f'Memory is read at {rate / 1e9:.1f} GB/s.')
+  measuring.report('sampling', rows, _OUT.value, bytes_per_second=rate, dtype=_DTYPE.value)
 
 
 if __name__ == '__main__':

@@ -30,18 +30,18 @@ def local_attention(q_BNQHK: jax.Array, k_BNQHK: jax.Array, v_BNQHK: jax.Array, 
     [B, N, Q, H, K], in the type of `v_BNQHK`. The softmax is computed in float32.
     Padding slots hold finite garbage.
   """
-  k_BNMHK, v_BNMHK = _memory_blocks(k_BNQHK, layout), _memory_blocks(v_BNQHK, layout)
+  k_BNMHK, v_BNMHK = memory_blocks(k_BNQHK, layout), memory_blocks(v_BNQHK, layout)
   visible_NQM = layout.causal[None] & layout.occupied[:, None]
-  return _attend(q_BNQHK, k_BNMHK, v_BNMHK, dropout, visible_NQM[:, None])
+  return attend(q_BNQHK, k_BNMHK, v_BNMHK, dropout, visible_NQM[:, None])
 
 
 def full_attention(q: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, dropout: Callable) -> jax.Array:
   """Attends from every query [B, ..., H, K], already scaled, to all of a memory; `local_attention` without a mask."""
   q_BTHK = q.reshape(q.shape[0], -1, *q.shape[-2:])
-  return _attend(q_BTHK, k_BMHK, v_BMHK, dropout, True).reshape(q.shape)
+  return attend(q_BTHK, k_BMHK, v_BMHK, dropout, True).reshape(q.shape)
 
 
-def _attend(q, k, v, dropout, visible):
+def attend(q, k, v, dropout, visible):
   """Queries [..., T, H, K], keys and values [..., M, H, K]; `visible` broadcasts to [..., H, T, M]."""
   logits = jnp.einsum('...THK,...MHK->...HTM', q, k, preferred_element_type=jnp.float32)
   logits = jnp.where(visible, logits, _HIDDEN)
@@ -52,7 +52,7 @@ def _attend(q, k, v, dropout, visible):
   return (mixed / total[..., None]).astype(v.dtype)
 
 
-def _memory_blocks(x_BNQHK, layout):
+def memory_blocks(x_BNQHK, layout):
   """Lays beside each block the pieces of earlier blocks that it sees: [B, N, M, H, K].
 
   Only shifts, slices and a concatenation: a gather would scatter in the backward pass.

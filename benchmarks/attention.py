@@ -1,0 +1,106 @@
+"""Local attention forward and backward, against dense attention with the same mask, and against JAX's own kernels.
+
+  python benchmarks/attention.py [--batch_size=1] [--dtype=float32] [--runs=5] [--out=FILE.json]
+
+One layer's attention of the paper's CIFAR-10 model (4 heads, width 512) to a 32x32x3 image. `temporary` is the memory
+that the compiled program needs beside its inputs and outputs; `times dense` and `memory` compare with the dense
+attention. `of limit` is the share of the machine's own rate of matrix products, over the pairs that are visible.
+"""
+
+import measuring  # first: it sets the process up
+
+from absl import app
+from absl import flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from image_transformer import attention
+from image_transformer.config import ImageSpec, ModelConfig
+from image_transformer.model import make_model
+
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 1, 'Images.')
+_DTYPE = flags.DEFINE_string('dtype', 'float32', 'Of queries, keys and values.')
+_RUNS = flags.DEFINE_integer('runs', 5, 'Timed runs, in turn.')
+_OUT = flags.DEFINE_string('out', None, 'JSON file to write.')
+
+SPEC = ImageSpec(32, 32, 3)
+# Query block and flange: 1D in positions, 2D in pixels. A 2D memory of 480 positions stands beside 1D's of as many.
+LAYOUTS = [((64,), (64,)), ((128,), (128,)), ((256,), (256,)), ((192,), (288,)), ((8, 8), (4, 4))]
+
+
+def ours(layout):
+  return lambda q, k, v: attention.local_attention(q, k, v, layout)
+
+
+def dense(layout):
+  """Every query against every key, under the same mask; in generation order, as ours."""
+  visible = np.zeros((layout.order.size,) * 2, bool)
+  where = np.append(layout.slots, layout.order.size)  # slots of raster indices; of -1 none
+  for block, memory in enumerate(layout.memory):
+    rows = block * layout.block_size + np.arange(layout.block_size)
+    seen = layout.causal & layout.occupied[block]
+    row, column = np.nonzero(seen)
+    visible[rows[row], where[memory[column]]] = True
+  everything = lambda x: x.reshape(x.shape[0], -1, *x.shape[-2:])
+  dropout = lambda weights: weights
+  return lambda q, k, v: attention.attend(*map(everything, (q, k, v)), dropout, visible).reshape(q.shape)
+
+
+def library(layout, implementation):
+  """`jax.nn.dot_product_attention` on the same tensors of blocks."""
+
+  def attend(q, k, v):
+    k, v = attention.memory_blocks(k, layout), attention.memory_blocks(v, layout)
+    visible = jnp.asarray(layout.causal[None] & layout.occupied[:, None])
+    visible = jnp.broadcast_to(visible, (len(q), *visible.shape)).reshape(-1, 1, *visible.shape[1:])
+    q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
+    mixed = jax.nn.dot_product_attention(q, k, v, mask=visible, scale=1.0, implementation=implementation)
+    return mixed.reshape(-1, layout.num_blocks, *mixed.shape[1:])
+
+  return attend
+
+
+def main(argv):
+  del argv
+  dtype = jnp.dtype(_DTYPE.value)
+  functions, rows = measuring.products(_DTYPE.value), {}
+  for query_block, flange in LAYOUTS:
+    model = make_model(ModelConfig(query_block=query_block, memory_flange=flange), SPEC)
+    layout, config = model.layout, model.config
+    kinds = {'ours': ours(layout), 'jax.nn, xla': library(layout, 'xla')}
+    if jax.default_backend() == 'gpu' and dtype.itemsize == 2:
+      kinds['jax.nn, cudnn'] = library(layout, 'cudnn')
+    if query_block in ((256,), (8, 8)):
+      kinds['dense'] = dense(layout)
+    shape = (_BATCH_SIZE.value, layout.num_blocks, layout.block_size, config.num_heads, -1)
+    inputs = [jax.random.normal(jax.random.key(i), (_BATCH_SIZE.value, layout.num_positions, config.hidden_size), dtype)
+              .reshape(shape) for i in range(4)]
+    for kind, attend in kinds.items():
+      def forward_and_backward(q, k, v, cotangent, attend=attend):
+        mixed, vjp = jax.vjp(attend, q, k, v)
+        return mixed, vjp(cotangent)
+
+      compiled = jax.jit(forward_and_backward).lower(*inputs).compile()
+      name = f'{query_block}+{flange} {kind}'
+      functions[name] = lambda compiled=compiled, inputs=inputs: compiled(*inputs)
+      pairs = measuring.visible_pairs(model) * _BATCH_SIZE.value
+      rows[name] = {'query_block': query_block, 'flange': flange, 'kind': kind, 'visible_pairs': pairs,
+                    'temporary_MiB': compiled.memory_analysis().temp_size_in_bytes / 2**20,
+                    'flops': 3 * measuring.attention_flops(config, pairs)}
+  seconds = measuring.in_turn(functions, _RUNS.value)
+  typical, rate = measuring.medians(seconds), measuring.product_rate(seconds)
+  for name, row in rows.items():
+    row |= {'milliseconds': 1000 * typical[name], 'of limit': row['flops'] / typical[name] / rate,
+            'seconds': seconds[name]}
+    if (reference := f'{row["query_block"]}+{row["flange"]} dense') in rows:
+      row |= {'times dense': typical[reference] / typical[name],
+              'memory of dense': row['temporary_MiB'] / rows[reference]['temporary_MiB']}
+  one, two = (typical[f'{a}+{b} ours'] for a, b in LAYOUTS[-2:])
+  print(f'The best product: {rate / 1e9:.0f} GFLOP/s. 2D over 1D at 480 positions of memory: {two / one:.2f}')
+  measuring.report('attention', list(rows.values()), _OUT.value, product_flops_per_second=rate,
+                   batch_size=_BATCH_SIZE.value, dtype=_DTYPE.value, two_over_one_dimension=two / one)
+
+
+if __name__ == '__main__':
+  app.run(main)

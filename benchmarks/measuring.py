@@ -1,0 +1,136 @@
+"""What the benchmarks share: timing in turn, the machine's own limits, the work a model does, reports.
+
+A benchmark imports this first: it sets the process up as main.py does.
+"""
+
+from collections.abc import Callable
+import json
+import logging
+import pathlib
+import statistics
+import sys
+import time
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from image_transformer import process
+
+process.set_up()
+logging.disable(logging.WARNING)
+
+import jax
+import jax.numpy as jnp
+
+from image_transformer import config as config_lib
+from image_transformer import data, metrics
+from image_transformer.config import ModelConfig
+from image_transformer.model import ImageTransformer, make_model
+
+
+def in_turn(functions: dict[str, Callable[[], Any]], num_runs: int) -> dict[str, list[float]]:
+  """Seconds of each call: all functions in turn, so many times, so that a slow minute slows them all.
+
+  A first round, which compiles, is not counted. Functions return arrays, which are waited for.
+  """
+  seconds = {name: [] for name in functions}
+  for run in range(num_runs + 1):
+    for name, function in functions.items():
+      began = time.perf_counter()
+      jax.block_until_ready(function())
+      if run:
+        seconds[name].append(time.perf_counter() - began)
+  return seconds
+
+
+def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
+  return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def products(dtype: str, num_iterations: int = 4) -> dict[str, Callable[[], Any]]:
+  """Plain products of square matrices, several at a stretch; `flops` says how much each of them is."""
+  functions = {}
+  for size in _SIZES[jax.default_backend() == 'cpu']:
+    a, b = (jax.random.normal(jax.random.key(i), (size, size), jnp.dtype(dtype)) * size**-0.5 for i in range(2))
+    repeat = jax.jit(lambda a, b: jax.lax.fori_loop(0, num_iterations, lambda _, x: x @ b, a))
+    functions[f'{size} x {size} {dtype} product'] = lambda a=a, b=b, repeat=repeat: repeat(a, b)
+  return functions
+
+
+_SIZES = {True: (1024, 2048, 3072), False: (4096, 8192, 16384)}
+
+
+def product_rate(seconds: dict[str, list[float]], num_iterations: int = 4) -> float:
+  """FLOP/s of the best of `products`: the limit that the machine sets."""
+  rates = [2 * int(name.split()[0])**3 * num_iterations / statistics.median(values)
+           for name, values in seconds.items() if name.endswith('product')]
+  return max(rates)
+
+
+def copies() -> dict[str, Callable[[], Any]]:
+  """A large copy, which reads and writes, and a large sum, which reads alone; of `COPY_BYTES` each."""
+  array = jnp.ones(COPY_BYTES // 4, jnp.float32)
+  # A matrix-vector product is how a step of sampling reads its parameters.
+  matrix, vector = array.reshape(4096, -1), jnp.ones(4096, jnp.float32)
+  copy, read = jax.jit(lambda x: x + 1), jax.jit(lambda v, m: v @ m)
+  return {'copy': lambda: copy(array), 'read': lambda: read(vector, matrix)}
+
+
+COPY_BYTES = 2**28
+
+
+def bandwidth(seconds: dict[str, list[float]]) -> float:
+  """Bytes/s of the faster of `copies`."""
+  typical = medians(seconds)
+  return max(2 * COPY_BYTES / typical['copy'], COPY_BYTES / typical['read'])
+
+
+def load(config: Any, **changes: Any) -> tuple[config_lib.Config, ImageTransformer]:
+  """A configuration as the flag --config gives it, with dotted fields changed, and its model."""
+  with config.unlocked():
+    config.update_from_flattened_dict({name.replace('__', '.'): value for name, value in changes.items()})
+  config = config_lib.from_dict(config.to_dict())
+  return config, make_model(config.model, data.image_spec(config))
+
+
+def visible_pairs(model: ImageTransformer) -> int:
+  """Pairs of a query and a key that it may see, of one image and head."""
+  layout = model.layout
+  real = layout.order >= 0
+  return int((layout.causal[None] & layout.occupied[:, None] & real[:, :, None]).sum())
+
+
+def attention_flops(config: ModelConfig, pairs: int) -> int:
+  """FLOPs of one layer's attention to so many pairs, forward: two products, of 2 FLOPs for each number of a head."""
+  return 4 * pairs * (config.qkv_size or config.hidden_size)
+
+
+def training_flops(model: ImageTransformer, num_parameters: int) -> int:
+  """FLOPs of a training step for one image: 6 per parameter and position, 3 times the forward pass of attention."""
+  attention = model.config.num_layers * attention_flops(model.config, visible_pairs(model))
+  return 6 * num_parameters * model.layout.num_positions + 3 * attention
+
+
+def report(name: str, rows: list[dict[str, Any]], out: str | None, **more: Any) -> None:
+  """Prints rows as a table and, where asked to, writes them as JSON with versions, device and commit."""
+  table(rows)
+  if out:
+    command = ' '.join(['python', f'benchmarks/{name}.py', *sys.argv[1:]])
+    content = {'command': command, **metrics.environment(), **more, 'rows': rows}
+    pathlib.Path(out).write_text(json.dumps(content, indent=2) + '\n')
+
+
+def table(rows: list[dict[str, Any]]) -> None:
+  """Prints what rows hold, but for lists."""
+  names = [name for name in rows[0] if not isinstance(rows[0][name], list)]
+  cells = [names, *([_shown(row.get(name)) for name in names] for row in rows)]
+  widths = [max(map(len, column)) for column in zip(*cells)]
+  for row in cells:
+    print('  '.join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths))))
+
+
+def _shown(value):
+  if value is None:
+    return ''
+  return f'{value:.4g}' if isinstance(value, float) else str(value)

@@ -33,15 +33,9 @@ def _stop_before_all(*_):
 if __name__ == '__main__':
   for signal_number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(signal_number, _stop_before_all)
-
-# Read when a process or a library starts, so they come before everything else. In a log file,
-# frequent progress bars would be all there is. On Linux the C library's allocator is told to
-# use huge pages and to keep what it got: page faults slow a CPU run down.
-os.environ.setdefault('TQDM_MININTERVAL', '0.2' if sys.stderr.isatty() else '20')
-if __name__ == '__main__' and sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
-  os.environ['GLIBC_TUNABLES'] = ':'.join(
-      f'glibc.malloc.{setting}' for setting in ('hugetlb=1', 'mmap_max=0', 'trim_threshold=100000000000'))
-  os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+  # Before all that imports JAX.
+  from image_transformer import process
+  process.set_up()
 
 from absl import app
 from absl import flags

@@ -92,7 +92,8 @@ class Chaos:
 
   def _start(self, workdir):
     with open(self._folder / 'printed', 'w') as file:
-      env = {**os.environ, 'TQDM_MININTERVAL': '0', 'JAX_PLATFORMS': 'cpu'}
+      # Compilation is one of the moments.
+      env = {**os.environ, 'TQDM_MININTERVAL': '0', 'JAX_PLATFORMS': 'cpu', 'JAX_ENABLE_COMPILATION_CACHE': 'false'}
       return subprocess.Popen([*self._command, f'--workdir={workdir}'], cwd=ROOT, env=env, stdout=file, stderr=file)
 
   def _printed(self):

@@ -321,7 +321,6 @@ def test_too_many_steps_that_are_not_finite_stop_the_run(make_config, tmp_path):
 
 def test_a_run_killed_at_random_moments_is_the_undisturbed_run(tmp_path, monkeypatch):
   """The short form of `benchmarks/chaos.py`."""
-  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')  # compilation is one of the moments
   monkeypatch.setenv('XLA_FLAGS', '--xla_backend_optimization_level=0')
   chaos = Chaos(tmp_path)
   assert chaos.disturb(3, signal.SIGKILL) == []

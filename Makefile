@@ -1,6 +1,7 @@
 # make demo    sets up, trains on embedded digits, evaluates, draws samples (minutes)
 # make test    sets up, runs the tests (minutes)
 # make test-all  the long ones too: every command of the README, every experiment in its small form (an hour)
+# make bench   sets up, measures speed against the machine's own limits (15 minutes on 2 cores); JSON in runs/bench/
 # make setup   only sets up: everything in .venv, again when setup.py changes
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := $(if $(UV),uv venv --quiet --python $(PYTHON),$(PYTHON) -m venv)
 INSTALL := $(if $(UV),uv pip install --python $(RUN),$(RUN) -m pip install --disable-pip-version-check)
 DEMO := runs/digits
 
-.PHONY: demo test test-all setup
+.PHONY: bench demo test test-all setup
 
 setup: .venv/ready
 
@@ -30,3 +31,9 @@ test: setup
 
 test-all: setup
 	$(RUN) -m pytest -q tests -m ''
+
+bench: setup
+	mkdir -p runs/bench
+	for part in attention training pipeline sampling scale startup; do \
+	  $(RUN) benchmarks/$$part.py --out=runs/bench/$$part.json || exit; \
+	done

@@ -68,22 +68,21 @@ def product_rate(seconds: dict[str, list[float]], num_iterations: int = 4) -> fl
   return max(rates)
 
 
-def copies() -> dict[str, Callable[[], Any]]:
-  """A large copy, which reads and writes, and a large sum, which reads alone; of `COPY_BYTES` each."""
-  array = jnp.ones(COPY_BYTES // 4, jnp.float32)
-  # A matrix-vector product is how a step of sampling reads its parameters.
-  matrix, vector = array.reshape(4096, -1), jnp.ones(4096, jnp.float32)
-  copy, read = jax.jit(lambda x: x + 1), jax.jit(lambda v, m: v @ m)
-  return {'copy': lambda: copy(array), 'read': lambda: read(vector, matrix)}
+def passes() -> dict[str, Callable[[], Any]]:
+  """A pass that reads and writes a large array, and large products of a matrix and a vector, which is how a step of sampling reads its parameters."""
+  array, vector = jnp.ones(_NUM_BYTES // 4, jnp.float32), jnp.ones(_NUM_BYTES // 4 // 4096, jnp.float32)
+  update = jax.jit(lambda x: jax.lax.fori_loop(0, _NUM_PASSES, lambda _, x: x + 1, x))
+  read = jax.jit(lambda m, v: jax.lax.fori_loop(0, _NUM_PASSES, lambda _, x: m @ (v + x[0]), jnp.zeros(4096)))
+  return {'update': lambda: update(array), 'read': lambda: read(array.reshape(4096, -1), vector)}
 
 
-COPY_BYTES = 2**28
+_NUM_BYTES, _NUM_PASSES = 2**28, 8
 
 
-def bandwidth(seconds: dict[str, list[float]]) -> float:
-  """Bytes/s of the faster of `copies`."""
-  typical = medians(seconds)
-  return max(2 * COPY_BYTES / typical['copy'], COPY_BYTES / typical['read'])
+def bandwidth(seconds: dict[str, list[float]]) -> dict[str, float]:
+  """Bytes/s of `passes`; an update reads and writes."""
+  return {name: times * _NUM_PASSES * _NUM_BYTES / statistics.median(seconds[name])
+          for name, times in (('update', 2), ('read', 1))}
 
 
 def load(config: Any, **changes: Any) -> tuple[config_lib.Config, ImageTransformer]:
@@ -123,7 +122,7 @@ def report(name: str, rows: list[dict[str, Any]], out: str | None, **more: Any) 
 
 def table(rows: list[dict[str, Any]]) -> None:
   """Prints what rows hold, but for lists."""
-  names = [name for name in rows[0] if not isinstance(rows[0][name], list)]
+  names = list(dict.fromkeys(name for row in rows for name in row if not isinstance(row[name], list)))
   cells = [names, *([_shown(row.get(name)) for name in names] for row in rows)]
   widths = [max(map(len, column)) for column in zip(*cells)]
   for row in cells:

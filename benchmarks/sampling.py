@@ -4,7 +4,7 @@
 
 `times rerun` compares with the sampler that has no cache and runs the whole image again for each of its positions: one
 pass is timed, and multiplied by the positions. `times reading` compares with the time that it takes, at the measured
-bandwidth of memory, to read all parameters and the visible part of the caches once for every position. Compilation is
+rate of reading memory, to read all parameters and the visible part of the caches once for every position. Compilation is
 not counted. Figures are medians.
 """
 
@@ -42,7 +42,7 @@ def main(argv):
   config, model = measuring.load(_CONFIG.value, model__dtype=_DTYPE.value)
   params = init_params(model, config.seed)
   replicated = devices.replicate(params)
-  functions = measuring.copies()
+  functions = measuring.passes()
   for batch_size in map(int, _BATCH_SIZES.value):
     images, given = blank(model, batch_size)
     draw = make_sampler(model, batch_size)
@@ -52,17 +52,17 @@ def main(argv):
     parts = devices.split((images, dict(given)))
     functions[f'{batch_size} pass'] = lambda once=once, parts=parts: once(replicated, *parts)
   seconds = measuring.in_turn(functions, _RUNS.value)
-  typical, rate = measuring.medians(seconds), measuring.bandwidth(seconds)
+  typical, rates = measuring.medians(seconds), measuring.bandwidth(seconds)
   rows = []
   for batch_size in map(int, _BATCH_SIZES.value):
     drawn = typical[f'{batch_size} drawn']
-    reading = bytes_read(model, params, batch_size) / rate
+    reading = bytes_read(model, params, batch_size) / rates['read']
     rerun = model.layout.num_positions * typical[f'{batch_size} pass']
     rows.append({'batch_size': batch_size, 'seconds_per_image': drawn / batch_size, 'images/s': batch_size / drawn,
                  'times rerun': rerun / drawn, 'times reading': drawn / reading,
                  'seconds_per_batch': seconds[f'{batch_size} drawn'], 'seconds_per_pass': seconds[f'{batch_size} pass']})
-  print(f'Memory is read at {rate / 1e9:.1f} GB/s.')
-  measuring.report('sampling', rows, _OUT.value, bytes_per_second=rate, dtype=_DTYPE.value)
+  print(f'Memory is read at {rates["read"] / 1e9:.1f} GB/s, updated at {rates["update"] / 1e9:.1f} GB/s.')
+  measuring.report('sampling', rows, _OUT.value, bytes_per_second=rates, dtype=_DTYPE.value)
 
 
 if __name__ == '__main__':

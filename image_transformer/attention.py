@@ -1,7 +1,7 @@
 """Block-local self-attention, for all positions at once and for one at a time (paper section 3.3), and full attention.
 
 Shape suffixes: B batch, N blocks, Q slots of a query block, M memory slots, R remembered
-blocks, H heads, K width of a head, T any queries.
+blocks, H heads, K width of a head, G batch times heads, T any queries.
 """
 
 from collections.abc import Callable
@@ -68,15 +68,15 @@ def memory_blocks(x_BNQHK, layout):
 
 
 class Cache(NamedTuple):
-  """Keys and values that one layer keeps while the slots of a block are generated.
+  """Keys and values [B H, K, M] that one layer keeps while the slots of a block are generated.
 
-  The position comes last, so that reading a cache runs along memory.
+  First those of the halo, from earlier blocks, then the block's own, written slot by slot; the
+  mask hides what is not yet. The slot comes last, so that reading a cache runs along memory;
+  images and heads are one axis, since with two of them XLA copies a cache at every step.
   """
 
-  halo_keys: jax.Array  # [B, H, K, M - Q], of earlier blocks; fixed within a block
-  halo_values: jax.Array
-  own_keys: jax.Array  # [B, H, K, Q], of the block itself, written slot by slot; the mask hides what is not yet
-  own_values: jax.Array
+  keys: jax.Array
+  values: jax.Array
 
 
 class Remembered(NamedTuple):
@@ -94,17 +94,17 @@ def cached_attention(q_BHK: jax.Array, k_BHK: jax.Array, v_BHK: jax.Array, dropo
     [B, H, K] and the cache with this slot's key and value.
   """
   del dropout  # Nothing is dropped while sampling.
-  own_keys = jax.lax.dynamic_update_index_in_dim(cache.own_keys, k_BHK, slot, axis=3)
-  own_values = jax.lax.dynamic_update_index_in_dim(cache.own_values, v_BHK, slot, axis=3)
-  logits_BHM = jnp.concatenate(
-      [jnp.einsum('BHK,BHKM->BHM', q_BHK, keys, preferred_element_type=jnp.float32)
-       for keys in (cache.halo_keys, own_keys)], axis=-1)
+
+  def write(old_GKM, new_BHK):
+    new_GK = new_BHK.reshape(old_GKM.shape[:2])
+    return jax.lax.dynamic_update_index_in_dim(old_GKM, new_GK, layout.halo_size + slot, axis=2)
+
+  cache = Cache(write(cache.keys, k_BHK), write(cache.values, v_BHK))
+  q_GK = q_BHK.reshape(cache.keys.shape[:2])
+  logits_GM = jnp.einsum('GK,GKM->GM', q_GK, cache.keys, preferred_element_type=jnp.float32)
   visible_M = jnp.asarray(layout.causal)[slot] & jnp.asarray(layout.occupied)[block]
-  weights_BHM = jax.nn.softmax(jnp.where(visible_M, logits_BHM, _HIDDEN)).astype(v_BHK.dtype)
-  halo_weights, own_weights = jnp.split(weights_BHM, [layout.halo_size], axis=-1)
-  mixed_BHK = (jnp.einsum('BHM,BHKM->BHK', halo_weights, cache.halo_values) +
-               jnp.einsum('BHM,BHKM->BHK', own_weights, own_values))
-  return mixed_BHK, cache._replace(own_keys=own_keys, own_values=own_values)
+  weights_GM = jax.nn.softmax(jnp.where(visible_M, logits_GM, _HIDDEN)).astype(v_BHK.dtype)
+  return jnp.einsum('GM,GKM->GK', weights_GM, cache.values).reshape(v_BHK.shape), cache
 
 
 def begin_memory(layout: BlockLayout, shape_BHK: tuple[int, int, int], dtype: jnp.dtype) -> Remembered:
@@ -124,24 +124,24 @@ def remember(k_BNQHK: jax.Array, v_BNQHK: jax.Array, layout: BlockLayout, block:
 
 
 def begin_block(remembered: Remembered, layout: BlockLayout) -> Cache:
-  """The cache of the current block: its halo gathered once."""
+  """The cache of the current block: its memory gathered once."""
 
-  def halo(x_BHKRQ):
+  def gather(x_BHKRQ):
     cells = x_BHKRQ.reshape(*x_BHKRQ.shape[:4], *layout.block, layout.depth)
     parts = [cells[:, :, :, layout.reach - piece.distance, piece.rows, piece.columns]
              .reshape(*x_BHKRQ.shape[:3], -1) for piece in layout.pieces]
-    return jnp.concatenate([x_BHKRQ[..., 0, :0], *parts], axis=-1)
+    x_BHKM = jnp.concatenate(parts + [x_BHKRQ[..., -1, :]], axis=-1)
+    return x_BHKM.reshape(-1, *x_BHKM.shape[2:])
 
-  return Cache(halo(remembered.keys), halo(remembered.values), remembered.keys[..., -1, :],
-               remembered.values[..., -1, :])
+  return Cache(*map(gather, remembered))
 
 
 def end_block(remembered: Remembered, cache: Cache) -> Remembered:
   """Remembers a finished block and forgets the oldest."""
 
-  def push(x_BHKRQ, own_BHKQ):
-    own = own_BHKQ[..., None, :]
+  def push(x_BHKRQ, x_GKM):
+    own = x_GKM[..., -x_BHKRQ.shape[-1]:].reshape(*x_BHKRQ.shape[:3], 1, -1)
     # What the next block finds in its own slots is stale, but hidden until it is overwritten.
     return jnp.concatenate([x_BHKRQ[..., :-1, :], own, own], axis=3)[..., 1:, :]
 
-  return Remembered(push(remembered.keys, cache.own_keys), push(remembered.values, cache.own_values))
+  return Remembered(push(remembered.keys, cache.keys), push(remembered.values, cache.values))

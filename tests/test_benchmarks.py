@@ -1,0 +1,88 @@
+"""The benchmarks run, and count the work that the paper's visibility makes; what they time is not tested."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from configs import digits
+from helpers import paper_visible
+from image_transformer import config as config_lib
+from image_transformer import data
+from image_transformer.model import init_params, make_model
+from main import __file__ as MAIN
+
+
+def measure(tmp_path, name, *arguments):
+  """What a benchmark writes."""
+  out = tmp_path / 'measured.json'
+  subprocess.run([sys.executable, f'benchmarks/{name}.py', *arguments, f'--out={out}'], check=True,
+                 cwd=os.path.dirname(MAIN))
+  measured = json.loads(out.read_text())
+  assert measured['command'].startswith(f'python benchmarks/{name}.py') and measured['versions']['jax'] == jax.__version__
+  return measured
+
+
+@pytest.fixture(scope='module')
+def model():
+  config = config_lib.from_dict(digits.get_config().to_dict())
+  return make_model(config.model, data.image_spec(config))
+
+
+def visible_pairs(model):
+  config, spec = model.config, model.spec
+  return int(paper_visible(*spec.shape, config.query_block, config.memory_flange).sum())
+
+
+def test_training(tmp_path, model):
+  row, = measure(tmp_path, 'training', '--config=configs/digits.py', '--batch_sizes=3', '--runs=1')['rows']
+  config = model.config
+  num_parameters = sum(leaf.size for leaf in jax.tree.leaves(init_params(model, 0)))
+  products = 2 * visible_pairs(model) * (2 * config.qkv_width)  # of queries and keys, of weights and values
+  flops = 3 * (6 * num_parameters * model.layout.num_positions + 3 * config.num_layers * products)
+  assert row['gigaflop'] == pytest.approx(flops / 1e9)
+  assert row['of limit'] == pytest.approx(row['gigaflop'] / row['seconds'] / row['product GFLOP/s'])
+  assert row['images/s'] * row['seconds'] == pytest.approx(3)
+
+
+def test_sampling(tmp_path, model):
+  measured = measure(tmp_path, 'sampling', '--config=configs/digits.py', '--batch_sizes=1,2', '--runs=1')
+  config, params = model.config, init_params(model, 0)
+  # Every kernel and vector of the layers, and not the tables, of which a step looks up a row.
+  layers = sum(leaf.nbytes for leaf in jax.tree.leaves((params['decoder'], params['output'])))
+  caches = config.num_layers * visible_pairs(model) * 2 * 4 * config.qkv_width
+  for row, batch_size in zip(measured['rows'], (1, 2), strict=True):
+    reading = (model.layout.num_positions * layers + batch_size * caches) / measured['bytes_per_second']['read']
+    assert row['times reading'] == pytest.approx(row['seconds_per_batch'][0] / reading, rel=0.01)
+    rerun = row['seconds_per_pass'][0] * model.layout.num_positions
+    assert row['times rerun'] == pytest.approx(rerun / row['seconds_per_batch'][0])
+
+
+def test_scale(tmp_path):
+  rows = measure(tmp_path, 'scale', '--sizes=16,32', '--dense_sizes=16,32', '--layers=1', '--width=16', '--runs=1')['rows']
+  assert [row['positions'] for row in rows] == [768, 3072, 768, 3072]
+  local, dense = rows[1], rows[3]
+  assert local['exponent of memory'] < 1.2 < 1.8 < dense['exponent of memory'] < 2.1
+
+
+def test_pipeline(tmp_path):
+  row, = measure(tmp_path, 'pipeline', '--config=configs/digits.py', '--batch_sizes=32', '--runs=1')['rows']
+  assert row['images/s'] == row['all'][0] > 0
+
+
+@pytest.mark.long
+def test_attention(tmp_path):
+  rows = measure(tmp_path, 'attention', '--runs=1')['rows']
+  assert [row['visible_pairs'] for row in rows if row['kind'] == 'ours'] == [
+      int(paper_visible(32, 32, 3, query_block, flange).sum())
+      for query_block, flange in (((64,), (64,)), ((128,), (128,)), ((256,), (256,)), ((192,), (288,)))] + [904704]
+  assert all(row['memory of dense'] < 0.25 for row in rows if row['kind'] == 'ours' and 'memory of dense' in row)
+
+
+@pytest.mark.long
+def test_startup(tmp_path):
+  rows = measure(tmp_path, 'startup', '--config=configs/digits.py', '--runs=1')['rows']
+  assert [row['compilation cache'] for row in rows] == ['cold', 'warm']

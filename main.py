@@ -5,6 +5,7 @@
   python main.py --mode=sample --workdir=DIR --num_samples=100 --temperature=0.9
   python main.py --mode=complete --workdir=DIR --input=FILE_OR_FOLDER --keep=16
   python main.py --mode=superres --workdir=DIR --input=FILE_OR_FOLDER --temperature=1.0,0.9,0.8
+  python main.py --mode=picture --workdir=DIR --kind=attention --position=16,16
   python main.py --mode=table --workdir=runs
 
 A workdir that exists is gone on with. SIGTERM or SIGINT (Ctrl-C) stops the program after the step
@@ -48,17 +49,18 @@ from configs import paper
 from image_transformer import config as config_lib
 from image_transformer import data, devices, pictures, runs, stopping, superres, tables
 from image_transformer.config import check
-from image_transformer.errors import InputError, RunError
+from image_transformer.errors import InputError, RunError, last_line
 from image_transformer.evaluate import make_evaluator
 from image_transformer.inputs import read_inputs
-from image_transformer.metrics import Evaluation, write_results
+from image_transformer.metrics import Evaluation, write_picture, write_results
 from image_transformer.sampling import class_rows, make_sampler, positions_in_rows
 from image_transformer.train import Trainer, check_config, num_train_images
 from image_transformer.workdir import write_whole
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, such as configs/digits.py or its :smoke.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run. Default: runs/<name of the configuration>.')
-_MODE = flags.DEFINE_string('mode', 'train', 'What to do: train, eval, sample, complete, superres or table.')
+_MODE = flags.DEFINE_string('mode', 'train', 'What to do: train, eval, sample, complete, superres, picture '
+                            'or table.')
 _AVERAGE = flags.DEFINE_integer('average_checkpoints', 1, 'Use the mean of the parameters of so many checkpoints, the '
                                 'newest.')
 _NUM_SAMPLES = flags.DEFINE_integer('num_samples', None, 'How many images; of each input, where there are inputs. '
@@ -72,6 +74,9 @@ _NPZ = flags.DEFINE_bool('npz', False, 'Also write all arrays as .npz.')
 _INPUT = flags.DEFINE_string('input', None, 'An image or a folder of them. Default: the images of eval.split.')
 _NUM_INPUTS = flags.DEFINE_integer('num_inputs', 8, 'The first so many inputs; 0: all.')
 _KEEP = flags.DEFINE_integer('keep', None, 'How many rows of each input are given.')
+_KIND = flags.DEFINE_string('kind', 'attention', 'Of picture: attention (what a position used), memory (what it may '
+                            'see), bits (what pixels cost) or curves (bits/dim by step).')
+_POSITION = flags.DEFINE_list('position', None, 'ROW,COLUMN of the pixel that looks. Default: the middle.')
 _CSV = flags.DEFINE_bool('csv', False, 'As CSV, not Markdown.')
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'This is one of several processes; which one, a TPU pod, SLURM '
                                  'or Open MPI says.')
@@ -83,6 +88,7 @@ _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator: whic
 _FLAGS = {'train': ['config'], 'eval': ['config', 'average_checkpoints'], 'table': ['csv']}
 _FLAGS['sample'] = [*_FLAGS['eval'], 'num_samples', 'temperature', 'labels', 'seed', 'npz']
 _FLAGS['superres'] = [*_FLAGS['sample'], 'input', 'num_inputs']
+_FLAGS['picture'] = [*_FLAGS['eval'], 'kind', 'position', 'input', 'num_inputs', 'labels']
 _FLAGS['complete'] = [*_FLAGS['superres'], 'keep']
 
 
@@ -195,32 +201,35 @@ def super_resolve() -> None:
   print(f'Wrote {path}')
 
 
+def picture() -> None:
+  from image_transformer import figures  # here, since matplotlib takes a while and no other mode needs it
+  kind, workdir = _KIND.value, _workdir()
+  check(kind in figures.KINDS, '--kind', kind, 'one of ' + ', '.join(figures.KINDS))
+  for name in {name for names in figures.KINDS.values() for name in names}.difference(figures.KINDS[kind]):
+    check(not flags.FLAGS[name].present, f'--{name}', flags.FLAGS[name].value, f'absent with --kind={kind}')
+  if kind == 'curves':
+    step, name, drawn = 0, kind, figures.curves(figures.read_logs(workdir))
+  else:
+    run = _load()
+    inputs = _inputs(run) if 'input' in figures.KINDS[kind] else {}
+    pixel = figures.read_position(_POSITION.value, run.model.spec)
+    step, drawn = run.step, figures.of_run(kind, run, inputs, pixel)
+    name = '_'.join(filter(None, [
+        f'{step:07d}_{kind}', inputs and (epath.Path(_INPUT.value).stem if _INPUT.value else run.config.eval.split),
+        'position' in figures.KINDS[kind] and 'row{}_column{}'.format(*pixel),
+        'num_inputs' in figures.KINDS[kind] and str(len(inputs['image']))]))
+  drawn = figures.pixels(drawn)
+  path = workdir / 'pictures' / f'{name}.png'
+  write_whole(path, pictures.png(drawn))
+  if (workdir / 'config.json').exists():  # a run, not a folder of runs
+    write_picture(workdir, step, kind, drawn)
+  print(f'Wrote {path}')
+
+
 def table() -> None:
   entries = [tables.Entry(row, paper.load(row.config), paper.load(paper.smoke(row.config))) if row.config else
              tables.Entry(row, None, None) for row in paper.ROWS]
   print(tables.render(entries, tables.collect(epath.Path(_WORKDIR.value or 'runs').expanduser()), as_csv=_CSV.value))
-
-
-def _join() -> None:
-  """Makes this process one of several, where flags say so. The first one speaks for all."""
-  by_hand = {'coordinator_address': _COORDINATOR.value, 'num_processes': _NUM_PROCESSES.value,
-             'process_id': _PROCESS_ID.value}
-  given = [value for value in by_hand.values() if value is not None]
-  if not given and not _DISTRIBUTED.value:
-    return
-  if given:
-    check(len(given) == 3, '--coordinator, --num_processes, --process_id', tuple(by_hand.values()), 'given together')
-    check(re.fullmatch(r'\S+:\d+', _COORDINATOR.value), '--coordinator', _COORDINATOR.value, 'HOST:PORT')
-    check(_NUM_PROCESSES.value > 0, '--num_processes', _NUM_PROCESSES.value, 'positive')
-    check(0 <= _PROCESS_ID.value < _NUM_PROCESSES.value, '--process_id', _PROCESS_ID.value,
-          f'in 0..{_NUM_PROCESSES.value - 1}')
-  try:
-    jax.distributed.initialize(**by_hand)
-  except (RuntimeError, ValueError) as error:
-    raise InputError(f'Cannot join the other processes ({_last_line(error)}); see launch/README.md.') from error
-  stopping.tell_others()
-  if not devices.is_first():
-    sys.stdout = open(os.devnull, 'w')
 
 
 def _load() -> runs.Run:
@@ -311,7 +320,7 @@ def _workdir() -> epath.Path:
     try:
       path.exists()
     except ImportError as error:
-      raise InputError(f'--workdir={path} needs another package ({_last_line(error)}): pip install '
+      raise InputError(f'--workdir={path} needs another package ({last_line(error)}): pip install '
                        "'image_transformer[gcs]' (s3fs for s3://).") from error
     return path
   if _CONFIG.value is None:
@@ -320,17 +329,8 @@ def _workdir() -> epath.Path:
   return epath.Path('runs') / '_'.join([name.removesuffix('.py'), *filter(None, variant.split(','))])
 
 
-def _last_line(error: Exception) -> str:
-  """What an error says, without the traceback that ml_collections puts before it."""
-  error = error.__cause__ or error
-  if isinstance(error, flags.Error) and 'Traceback' not in str(error):
-    return str(error)  # with the line breaks that the user typed, if any
-  text = str(error).replace('\\n', '\n').strip() or type(error).__name__
-  return re.sub(r"^[\w.]*Error: |(?<=\?)['\"]$", '', text.splitlines()[-1].strip())
-
-
 _MODES = {'train': train, 'eval': evaluate, 'sample': sample, 'complete': complete, 'superres': super_resolve,
-          'table': table}
+          'picture': picture, 'table': table}
 
 
 def main(argv: list[str]) -> int:
@@ -350,11 +350,11 @@ def main(argv: list[str]) -> int:
       raise
     except flags.UnrecognizedFlagError as error:
       hint = '; it needs --config=configs/NAME.py before it' if error.flagname.startswith('config.') else ''
-      raise InputError(_last_line(error) + hint) from error
+      raise InputError(last_line(error) + hint) from error
     # Besides absl's own errors, ml_collections lets those of a missing or broken configuration
     # file and of an unknown or mistyped field through.
     except (flags.Error, OSError, ImportError, AttributeError, KeyError, TypeError, ValueError) as error:
-      raise InputError(_last_line(error)) from error
+      raise InputError(last_line(error)) from error
     except Exception as error:  # the file is a program, and can raise anything
       raise InputError(f'The file of --config is no configuration: {type(error).__name__}: {error}') from error
     if rest[1:]:
@@ -365,7 +365,10 @@ def main(argv: list[str]) -> int:
       if flags.FLAGS[name].present:
         readers = ', '.join(mode for mode, names in _FLAGS.items() if name in names)
         raise InputError(f'--{name} means nothing to --mode={_MODE.value}; leave it out. It is for: {readers}.')
-    _join()
+    if devices.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value):
+      stopping.tell_others()
+      if not devices.is_first():  # which speaks for all
+        sys.stdout = open(os.devnull, 'w')
     _MODES[_MODE.value]()
   except (InputError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
     print(f'Error: {error}', file=sys.stderr)

@@ -23,6 +23,7 @@ setuptools.setup(
         'grain',
         'importlib_resources',  # tensorflow-datasets imports it without declaring it
         'jax>=0.10,<0.13',
+        'matplotlib',
         'ml-collections',
         'numpy',
         'optax>=0.2.5',

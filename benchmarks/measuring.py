@@ -24,9 +24,11 @@ import jax
 import jax.numpy as jnp
 
 from image_transformer import config as config_lib
-from image_transformer import data, metrics
+from image_transformer import data, devices, metrics
 from image_transformer.config import ModelConfig
 from image_transformer.model import ImageTransformer, make_model
+from image_transformer.optimizers import make_optimizer
+from image_transformer.train import init_state, make_train_step
 
 
 def in_turn(functions: dict[str, Callable[[], Any]], num_runs: int) -> dict[str, list[float]]:
@@ -48,6 +50,11 @@ def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
   return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def fastest(seconds: dict[str, list[float]]) -> dict[str, float]:
+  """For shares of a limit: on a machine that others use, the medians of both may be of different minutes."""
+  return {name: min(values) for name, values in seconds.items()}
+
+
 def products(dtype: str, num_iterations: int = 4) -> dict[str, Callable[[], Any]]:
   """Plain products of square matrices, several at a stretch; `flops` says how much each of them is."""
   functions = {}
@@ -63,13 +70,12 @@ _SIZES = {True: (1024, 2048, 3072), False: (4096, 8192, 16384)}
 
 def product_rate(seconds: dict[str, list[float]], num_iterations: int = 4) -> float:
   """FLOP/s of the best of `products`: the limit that the machine sets."""
-  rates = [2 * int(name.split()[0])**3 * num_iterations / statistics.median(values)
-           for name, values in seconds.items() if name.endswith('product')]
-  return max(rates)
+  return max(2 * int(name.split()[0])**3 * num_iterations / min(values)
+             for name, values in seconds.items() if name.endswith('product'))
 
 
 def passes() -> dict[str, Callable[[], Any]]:
-  """A pass that reads and writes a large array, and large products of a matrix and a vector, which is how a step of sampling reads its parameters."""
+  """Passes over a large array: one reads and writes it, one reads it as a step of sampling reads parameters."""
   array, vector = jnp.ones(_NUM_BYTES // 4, jnp.float32), jnp.ones(_NUM_BYTES // 4 // 4096, jnp.float32)
   update = jax.jit(lambda x: jax.lax.fori_loop(0, _NUM_PASSES, lambda _, x: x + 1, x))
   read = jax.jit(lambda m, v: jax.lax.fori_loop(0, _NUM_PASSES, lambda _, x: m @ (v + x[0]), jnp.zeros(4096)))
@@ -81,7 +87,7 @@ _NUM_BYTES, _NUM_PASSES = 2**28, 8
 
 def bandwidth(seconds: dict[str, list[float]]) -> dict[str, float]:
   """Bytes/s of `passes`; an update reads and writes."""
-  return {name: times * _NUM_PASSES * _NUM_BYTES / statistics.median(seconds[name])
+  return {name: times * _NUM_PASSES * _NUM_BYTES / min(seconds[name])
           for name, times in (('update', 2), ('read', 1))}
 
 
@@ -91,6 +97,20 @@ def load(config: Any, **changes: Any) -> tuple[config_lib.Config, ImageTransform
     config.update_from_flattened_dict({name.replace('__', '.'): value for name, value in changes.items()})
   config = config_lib.from_dict(config.to_dict())
   return config, make_model(config.model, data.image_spec(config))
+
+
+def training_step(config: config_lib.Config, model: ImageTransformer, batch: Any) -> tuple[Callable, Any, Any]:
+  """A function that takes one more training step at every call, the first state, and the compiled step."""
+  optimizer = make_optimizer(config.optimizer, config.train.steps)
+  state = devices.replicate(init_state(model, optimizer, config))
+  step = devices.pmap(make_train_step(model, optimizer, config), donate_argnums=0).lower(state, batch).compile()
+
+  def take_step():
+    nonlocal state
+    state, scalars = step(state, batch)
+    return scalars
+
+  return take_step, state, step
 
 
 def visible_pairs(model: ImageTransformer) -> int:

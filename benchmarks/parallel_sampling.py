@@ -3,15 +3,15 @@
   python benchmarks/parallel_sampling.py --workdir=RUN [--large=configs/cifar10_1d.py] [--windows=2,4,8,16,32]
       [--num_images=4] [--out=FILE.json]
 
-With the random numbers of every position fixed, a sample is the fixed point of "draw every position given the ones before
+With the random numbers of every position fixed, a sample is the fixed point of "draw every position given those before
 it". So one call may draw a window of positions at once from guesses of those before them: the first is right, and each
 next one as long as all guesses before it were. The first wrong guess ends what is kept, and what was drawn behind it is
-the next call's guess; for a position that no call has drawn yet, the guess is the same channel's value one pixel before.
-The images are those of the sequential sampler; `differing` counts the bytes that are not, by rounding.
+the next call's guess; for a position that no call has drawn yet, the guess is the same channel's value one pixel
+before. The images are those of the sequential sampler; `differing` counts the bytes that are not, by rounding.
 
-Calls are counted on a trained run, with a whole pass standing for each call. What a cached call of such a window costs is
-timed beside the sampler's step, in the run's own model and, with `--large`, in the untrained model of a configuration.
-`gain` is the time of sequential steps over that of the calls, drawing and bookkeeping left out.
+Calls are counted on a trained run, with a whole pass standing for each call. What a cached call of such a window costs
+is timed beside the sampler's step, in the run's own model and, with `--large`, in the untrained model of a
+configuration. `gain` is the time of sequential steps over that of the calls, drawing and bookkeeping left out.
 """
 
 import measuring  # first: it sets the process up
@@ -81,7 +81,7 @@ def make_count(model, window):
 
 
 def steps_of(model, params, window):
-  """64 cached calls in the middle of an image, each of a window of positions, or where it is None the sampler's step."""
+  """64 cached calls in the middle of an image, each of a window of positions; None: the sampler's own step."""
   layout, config = model.layout, model.config
   _, given = blank(model)
   shape = 1, config.num_heads, config.qkv_width // config.num_heads
@@ -104,8 +104,8 @@ def steps_of(model, params, window):
 
   def call(module, slot, caches):
     slots = jnp.arange(window)
-    embedded = module.embed(jnp.broadcast_to(previous, (1, window, previous.shape[-1])),
-                            jnp.asarray(layout.previous)[block, slots], jnp.asarray(layout.order)[block, slots], encoded)
+    previous_index, index = (jnp.asarray(of)[block, slots] for of in (layout.previous, layout.order))
+    embedded = module.embed(jnp.broadcast_to(previous, (1, window, previous.shape[-1])), previous_index, index, encoded)
     attends = [functools.partial(attend, cache=cache, slot=slot) for cache in caches]
     return module._run(embedded, attends, encoded)  # the experiment is not worth a public name
 

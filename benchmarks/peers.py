@@ -1,13 +1,13 @@
-"""The cached sampler against others of the same depth, widths and length: Hugging Face's ImageGPT, and a plain Flax decoder.
+"""The cached sampler against others of its depth, widths and length: Hugging Face's ImageGPT, a plain Flax decoder.
 
   python3 -m venv peers && peers/bin/pip install torch==2.13.0 transformers==5.24.0
-  python benchmarks/peers.py --python=peers/bin/python [--batch_sizes=1,16] [--positions=3072,768] [--runs=1]
+  python benchmarks/peers.py --python=peers/bin/python [--batch_sizes=1,16] [--positions=3072,1536] [--runs=1]
       [--out=FILE.json]
 
 All in turn, with random weights, seconds for one 32x32x3 image. ImageGPT is PyTorch and runs in an environment of its
-own; of a large batch only the first positions are drawn, and a n + b n^2 is fitted to the times at which they came, since
-each looks at all before it. The Flax decoder keeps linen's cache of all positions, which makes all steps cost the same:
-some are timed. Both look at every earlier pixel, ours at its memory block.
+own; of a large batch only the first positions are drawn, and a n + b n^2 is fitted to the times at which they came,
+since each looks at all before it. The Flax decoder keeps linen's cache of all positions, which makes all steps cost
+the same: some are timed. Both look at every earlier pixel, ours at its memory block.
 """
 
 import measuring  # first: it sets the process up
@@ -30,7 +30,7 @@ from image_transformer.sampling import make_sampler
 
 _PYTHON = flags.DEFINE_string('python', None, 'Python with torch and transformers.', required=True)
 _BATCH_SIZES = flags.DEFINE_list('batch_sizes', ['1', '16'], 'Images drawn at once.')
-_POSITIONS = flags.DEFINE_list('positions', ['3072', '768'], "ImageGPT's, for each of these.")
+_POSITIONS = flags.DEFINE_list('positions', ['3072', '1536'], "ImageGPT's, for each of these.")
 _RUNS = flags.DEFINE_integer('runs', 1, 'Runs, all in turn.')
 _OUT = flags.DEFINE_string('out', None, 'JSON file to write.')
 

@@ -1,4 +1,4 @@
-"""The data pipeline: images/s that it delivers when nothing else is done, from generated images of the data set's shape.
+"""The data pipeline: images/s that it delivers by itself, from generated images of the data set's shape.
 
   python benchmarks/pipeline.py [--config=configs/cifar10_1d.py] [--batch_sizes=2,32,256] [--runs=3] [--out=FILE.json]
 

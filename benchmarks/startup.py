@@ -34,7 +34,8 @@ def start(workdir: pathlib.Path, data: pathlib.Path, cache: pathlib.Path) -> flo
   env = {name: value for name, value in os.environ.items() if name != 'GLIBC_TUNABLES'}  # as the shell has it
   env |= {'TQDM_MININTERVAL': '0', 'JAX_COMPILATION_CACHE_DIR': str(cache)}
   began, ends, printed = time.perf_counter(), [], ''
-  with subprocess.Popen(command, cwd=measuring.ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+  with subprocess.Popen(command, cwd=measuring.ROOT, env=env, stdout=subprocess.DEVNULL,
+                        stderr=subprocess.PIPE) as process:
     while len(ends) < 2:
       piece = os.read(process.stderr.fileno(), 4096).decode(errors='replace')
       if not piece:

@@ -4,9 +4,10 @@
       [--out=FILE.json]
 
 The work of a step is 6 FLOPs per parameter and position, and attention's products over the pairs that are visible; the
-limit is the best plain product of the same type that the machine did in the same run. The parts are measured by
-themselves, as shares of the step: attention of all layers, forward and backward; the optimizer; dropout is the step
-less one without it. `pipeline` is how many times faster data come than the step takes them.
+limit is the best plain product of the same type that the machine did in the same run, fastest against fastest. The
+parts are measured by themselves, as shares of the median step: attention of all layers, forward and backward; the
+optimizer; dropout is the step less one without it. `pipeline` is how many times faster data come than the step takes
+them.
 """
 
 import measuring  # first: it sets the process up
@@ -23,7 +24,6 @@ import pipeline
 
 from image_transformer import attention, devices
 from image_transformer.optimizers import make_optimizer
-from image_transformer.train import init_state, make_train_step
 
 _CONFIG = config_flags.DEFINE_config_file('config', 'configs/cifar10_1d.py')
 _BATCH_SIZES = flags.DEFINE_list('batch_sizes', ['2'], 'Images of a step, over all devices.')
@@ -31,20 +31,6 @@ _DTYPES = flags.DEFINE_list('dtypes', ['float32'], 'Compute types: float32, bflo
 _REMAT = flags.DEFINE_bool('remat', False, 'Compute activations again in the backward pass.')
 _RUNS = flags.DEFINE_integer('runs', 3, 'Timed steps, in turn with everything else that is timed.')
 _OUT = flags.DEFINE_string('out', None, 'JSON file to write.')
-
-
-def step_of(config, model, batch):
-  """A function that takes one more training step at every call."""
-  optimizer = make_optimizer(config.optimizer, config.train.steps)
-  step = devices.pmap(make_train_step(model, optimizer, config), donate_argnums=0)
-  state = devices.replicate(init_state(model, optimizer, config))
-
-  def take_step():
-    nonlocal state
-    state, scalars = step(state, batch)
-    return scalars
-
-  return take_step, state
 
 
 def attention_of(model, batch_size):
@@ -92,26 +78,26 @@ def main(argv):
       whole |= {'label': jnp.zeros(batch_size, jnp.int32)}
       batch = devices.split({name: whole[name] for name in ('image', *model.conditions)})
       name = f'{dtype} {batch_size}'
-      functions[f'{name} step'], state = step_of(config, model, batch)
+      functions[f'{name} step'], state, _ = measuring.training_step(config, model, batch)
       params = devices.unreplicate(state.params)
       num_parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
       functions[f'{name} attention'] = attention_of(model, batch_size)
       functions[f'{name} optimizer'] = optimizer_of(config, params)
       if config.model.dropout:
         plain, plain_model = measuring.load(_CONFIG.value, **changes, model__dropout=0.0)
-        functions[f'{name} without dropout'], _ = step_of(plain, plain_model, batch)
+        functions[f'{name} without dropout'], _, _ = measuring.training_step(plain, plain_model, batch)
       rows.append({'dtype': dtype, 'batch_size': batch_size, 'name': name,
                    'gigaflop': batch_size * measuring.training_flops(model, num_parameters) / 1e9})
   seconds = measuring.in_turn(functions, _RUNS.value)
-  typical = measuring.medians(seconds)
+  typical, best = measuring.medians(seconds), measuring.fastest(seconds)
   images_per_second = pipeline.measure(config, max(map(int, _BATCH_SIZES.value)))
   for row in rows:
     dtype, batch_size, name = row['dtype'], row['batch_size'], row.pop('name')
     rate = measuring.product_rate({product: seconds[product] for product in limits[dtype]})
     step = typical[f'{name} step']
     row |= {'seconds': step, 'images/s': batch_size / step, 'product GFLOP/s': rate / 1e9,
-            'of limit': 1e9 * row['gigaflop'] / step / rate, 'attention': typical[f'{name} attention'] / step,
-            'optimizer': typical[f'{name} optimizer'] / step}
+            'of limit': 1e9 * row['gigaflop'] / best[f'{name} step'] / rate,
+            'attention': typical[f'{name} attention'] / step, 'optimizer': typical[f'{name} optimizer'] / step}
     if (without := typical.get(f'{name} without dropout')) is not None:
       row['dropout'] = 1 - without / step
     row |= {'pipeline': images_per_second / row['images/s'], 'all_seconds': seconds[f'{name} step']}

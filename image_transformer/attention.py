@@ -35,6 +35,14 @@ def local_attention(q_BNQHK: jax.Array, k_BNQHK: jax.Array, v_BNQHK: jax.Array, 
   return attend(q_BNQHK, k_BNMHK, v_BNMHK, dropout, visible_NQM[:, None])
 
 
+def attention_weights(q_BNQHK: jax.Array, k_BNQHK: jax.Array, layout: BlockLayout, block: int,
+                      slot: int) -> jax.Array:
+  """The weights with which `local_attention` mixes the memory of one slot: [B, H, M], float32, of sum 1."""
+  k_BMHK = memory_blocks(k_BNQHK, layout)[:, block]
+  logits_BHM = jnp.einsum('BHK,BMHK->BHM', q_BNQHK[:, block, slot], k_BMHK, preferred_element_type=jnp.float32)
+  return jax.nn.softmax(jnp.where(layout.causal[slot] & layout.occupied[block], logits_BHM, _HIDDEN))
+
+
 def full_attention(q: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, dropout: Callable) -> jax.Array:
   """Attends from every query [B, ..., H, K], already scaled, to all of a memory; `local_attention` without a mask."""
   q_BTHK = q.reshape(q.shape[0], -1, *q.shape[-2:])

@@ -4,6 +4,7 @@ Process k of P holds the k-th of P equal parts of every batch, its devices the e
 """
 
 from collections.abc import Callable
+import re
 from typing import Any
 import zlib
 
@@ -11,7 +12,36 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from image_transformer.config import check
+from image_transformer.errors import InputError, last_line
+
 AXIS = 'devices'
+
+
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None, distributed: bool) -> bool:
+  """Makes this process one of several, as flags of these names say; returns whether it is.
+
+  Args:
+    coordinator, num_processes, process_id: all three, or none.
+    distributed: without them, whether a TPU pod, SLURM or Open MPI says which one this is; else it is the only one.
+
+  Raises:
+    InputError: for values that cannot be, or if the others are not reached.
+  """
+  given = [value for value in (coordinator, num_processes, process_id) if value is not None]
+  if not given and not distributed:
+    return False
+  if given:
+    check(len(given) == 3, '--coordinator, --num_processes, --process_id', (coordinator, num_processes, process_id),
+          'given together')
+    check(re.fullmatch(r'\S+:\d+', coordinator), '--coordinator', coordinator, 'HOST:PORT')
+    check(num_processes > 0, '--num_processes', num_processes, 'positive')
+    check(0 <= process_id < num_processes, '--process_id', process_id, f'in 0..{num_processes - 1}')
+  try:
+    jax.distributed.initialize(coordinator, num_processes, process_id)
+  except (RuntimeError, ValueError) as error:
+    raise InputError(f'Cannot join the other processes ({last_line(error)}); see launch/README.md.') from error
+  return True
 
 
 def pmap(function: Callable, **kwargs) -> Callable:

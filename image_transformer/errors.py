@@ -1,5 +1,9 @@
 """What ends a run, each with one line for the user."""
 
+import re
+
+from absl import flags
+
 
 class InputError(ValueError):
   """A flag, field, image, dataset or checkpoint that cannot be used.
@@ -19,3 +23,12 @@ class MissingDataError(InputError):
 
 class RunError(RuntimeError):
   """A run that cannot go on although its input is good. `main.py` prints the one line and exits with code 1."""
+
+
+def last_line(error: Exception) -> str:
+  """What an error says, without the traceback that ml_collections puts before it."""
+  error = error.__cause__ or error
+  if isinstance(error, flags.Error) and 'Traceback' not in str(error):
+    return str(error)  # with the line breaks that the user typed, if any
+  text = str(error).replace('\\n', '\n').strip() or type(error).__name__
+  return re.sub(r"^[\w.]*Error: |(?<=\?)['\"]$", '', text.splitlines()[-1].strip())

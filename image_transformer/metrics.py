@@ -87,6 +87,14 @@ for scheme in ('gs', 's3'):
   register_writer_factory(scheme, _Bucket)
 
 
+def write_picture(workdir: epath.Path, step: int, name: str, picture: np.ndarray) -> None:
+  """Adds a uint8 [height, width, 3] picture to TensorBoard's events of a run that is not training now."""
+  board = EventsWriter(os.fspath(workdir / 'events'))
+  board.write_event(event_pb2.Event(wall_time=time.time(), step=step,
+                                    summary=summary.image(name, picture, dataformats='HWC')))
+  board.close()
+
+
 class MetricsLog:
   """Writes `metrics.jsonl` and TensorBoard's events in a workdir; a full disk is reported and does no more harm.
 

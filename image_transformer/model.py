@@ -173,10 +173,33 @@ class ImageTransformer(nn.Module):
       train: with dropout, from the random key 'dropout'.
       first_place: where in the whole batch these images begin, which decides their dropout.
     """
-    parameters = self._decode_images(images, given, train, first_place)
     order = self.layout.order
-    log_probs = self.likelihood.log_prob(parameters, self.values(images)[:, order])
-    return jnp.where(order >= 0, log_probs, 0).sum(axis=(1, 2))
+    return jnp.where(order >= 0, self._log_probs(images, given, train, first_place), 0).sum(axis=(1, 2))
+
+  def pixel_log_probs(self, images: jax.Array, given: Given = {}) -> jax.Array:
+    """Of which `log_prob` is the sum: nats [B, H, W, positions of a pixel], float32."""
+    log_probs = self._log_probs(images, given, False, 0).reshape(len(images), -1)[:, self.layout.slots]
+    return log_probs.reshape(*images.shape[:3], -1)
+
+  def _log_probs(self, images, given, train, first_place):
+    """[B, N, Q]; of padding, anything."""
+    parameters = self._decode_images(images, given, train, first_place)
+    return self.likelihood.log_prob(parameters, self.values(images)[:, self.layout.order])
+
+  def attention_weights(self, images: jax.Array, given: Given = {}, index: int = 0) -> jax.Array:
+    """How much the query at a raster index used of every position: [layers, B, heads, positions], each of sum 1."""
+    layout = self.layout
+    block, slot = divmod(int(layout.slots[index]), layout.block_size)
+
+    def attend(q, k, v, dropout):
+      return (attention.local_attention(q, k, v, layout, dropout),
+              attention.attention_weights(q, k, layout, block, slot))
+
+    encoded = self.encode(given)
+    _, kept = self._run(self.embed_images(images, encoded), [attend] * self.config.num_layers, encoded)
+    weights = jnp.stack(kept)[..., layout.occupied[block]]
+    everywhere = jnp.zeros((*weights.shape[:-1], layout.num_positions))
+    return everywhere.at[..., layout.memory[block, layout.occupied[block]]].set(weights)
 
   def remember(self, images: jax.Array, encoded: Encoded, block: int) -> list[attention.Remembered]:
     """What each layer remembers when a block begins or goes on, in one parallel pass.

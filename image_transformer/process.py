@@ -7,7 +7,8 @@ import platform
 import sys
 
 # The C library's allocator uses huge pages and keeps what it got: page faults slow a CPU run down.
-_ALLOCATOR = ':'.join(f'glibc.malloc.{setting}' for setting in ('hugetlb=1', 'mmap_max=0', 'trim_threshold=100000000000'))
+_ALLOCATOR = ':'.join(f'glibc.malloc.{setting}'
+                      for setting in ('hugetlb=1', 'mmap_max=0', 'trim_threshold=100000000000'))
 
 
 def set_up() -> None:

@@ -22,7 +22,8 @@ def measure(tmp_path, name, *arguments):
   subprocess.run([sys.executable, f'benchmarks/{name}.py', *arguments, f'--out={out}'], check=True,
                  cwd=os.path.dirname(MAIN))
   measured = json.loads(out.read_text())
-  assert measured['command'].startswith(f'python benchmarks/{name}.py') and measured['versions']['jax'] == jax.__version__
+  assert measured['command'].startswith(f'python benchmarks/{name}.py')
+  assert measured['versions']['jax'] == jax.__version__
   return measured
 
 
@@ -62,7 +63,8 @@ def test_sampling(tmp_path, model):
 
 
 def test_scale(tmp_path):
-  rows = measure(tmp_path, 'scale', '--sizes=16,32', '--dense_sizes=16,32', '--layers=1', '--width=16', '--runs=1')['rows']
+  sizes = ['--sizes=16,32', '--dense_sizes=16,32', '--layers=1', '--width=16']
+  rows = measure(tmp_path, 'scale', *sizes, '--runs=1')['rows']
   assert [row['positions'] for row in rows] == [768, 3072, 768, 3072]
   local, dense = rows[1], rows[3]
   assert local['exponent of memory'] < 1.2 < 1.8 < dense['exponent of memory'] < 2.1

@@ -177,6 +177,21 @@ def test_a_small_picture_without_an_original_is_enlarged(call, superres, tmp_pat
   assert code == 0 and 'consistency' in printed and 'psnr' not in printed and 'bits/dim' not in printed
 
 
+def test_pictures_of_what_a_model_sees_used_and_found_surprising(call, digits, photos):
+  for arguments, name in [
+      ('--kind=memory --position=2,3', '0000003_memory_row2_column3'),
+      ('', '0000003_attention_test_row4_column4'),
+      (f'--input={photos / "1.png"} --labels=3 --position=7,7', '0000003_attention_1_row7_column7'),
+      ('--kind=bits --num_inputs=3', '0000003_bits_test_3'), ('--kind=curves', 'curves')]:
+    code, printed = call('--mode=picture', f'--workdir={digits}', *arguments.split())
+    assert code == 0 and printed.split() == ['Wrote', str(digits / 'pictures' / f'{name}.png')], printed
+    picture = np.asarray(Image.open(digits / 'pictures' / f'{name}.png'))
+    assert picture.std() > 10, 'nothing is drawn'
+  code, printed = call('--mode=picture', f'--workdir={digits.parent}', '--kind=curves')
+  assert code == 0 and (digits.parent / 'pictures' / 'curves.png').exists()
+  assert not list(digits.parent.glob('events*'))
+
+
 def test_the_table_of_runs(call, digits, superres):
   code, printed = call('--mode=table', f'--workdir={digits.parent}')
   assert code == 0 and '### CIFAR-10' in printed and '### Other runs' in printed
@@ -188,6 +203,9 @@ def test_the_table_of_runs(call, digits, superres):
 
 @pytest.mark.parametrize('run, arguments, says', [
     ('digits', '--mode=train --average_checkpoints=2', '--average_checkpoints means nothing to --mode=train'),
+    ('digits', '--mode=picture --kind=heads', "--kind is 'heads', but must be one of attention, memory, bits, curves"),
+    ('digits', '--mode=picture --kind=bits --position=1,1', '--position'),
+    ('digits', '--mode=picture --position=8,0', 'ROW,COLUMN with rows in 0..7'),
     ('digits', '--mode=sample --keep=4', '--keep means nothing to --mode=sample'),
     ('digits', '--mode=eval --average_checkpoints=0', '--average_checkpoints is 0'),
     ('digits', '--mode=eval --average_checkpoints=3', '--average_checkpoints is 3, but must be at most 2'),

@@ -108,8 +108,8 @@ class ImageTransformerFolder(tfds.core.GeneratorBasedBuilder, skip_registration=
       kept[digest] = name, len(kept)
     if len(kept) < 2:
       reason = f' (the first left out: {left_out[0].strip()})' if left_out else ''
-      raise InputError(f'folder.path is {folder.path}, which has {len(kept)} usable images among {len(files)} files{reason}; '
-                       '2 are needed, one of them to test with.')
+      raise InputError(f'folder.path is {folder.path}, which has {len(kept)} usable images among {len(files)} files'
+                       f'{reason}; 2 are needed, one of them to test with.')
     # By content, so that the split depends neither on names nor on their order.
     ordered = [(digest, *kept[digest]) for digest in sorted(kept)]
     num_test = min(max(round(folder.test_fraction * len(kept)), 1), len(kept) - 1)

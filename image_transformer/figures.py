@@ -1,0 +1,190 @@
+"""Figures: what a position may see, what it used, where an image was surprising, how training went.
+
+Arrays and numbers in, matplotlib figures out.
+"""
+
+from collections.abc import Mapping, Sequence
+import math
+import re
+from typing import Any
+
+from etils import epath
+import jax
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+import numpy as np
+
+from image_transformer.config import ImageSpec, check
+from image_transformer.layout import BlockLayout
+from image_transformer.metrics import read_metrics
+from image_transformer.runs import Run
+
+# What can be drawn, and which flags say of what.
+KINDS = {'attention': ['position', 'input', 'labels'], 'memory': ['position'],
+         'bits': ['input', 'num_inputs', 'labels'], 'curves': []}
+
+HIDDEN, MEMORY, OWN_BLOCK, QUERY = range(4)
+
+_COLORS = '#e8e8e8', '#7fb2dd', '#f2b15f', '#c0302c'
+_LEGEND = 'not visible', 'memory', "the block's own", 'the query itself'
+
+
+def of_run(kind: str, run: Run, inputs: Mapping[str, np.ndarray], pixel: tuple[int, int]) -> Figure:
+  """Draws one of KINDS.
+
+  Args:
+    kind: 'attention', 'memory' or 'bits'.
+    run: the model.
+    inputs: images and what they are conditioned on; of attention, only the first is looked at.
+    pixel: row and column of the one that looks, with its first position.
+
+  Raises:
+    InputError: if there are no images of the model's size.
+  """
+  model, spec = run.model, run.model.spec
+  row, column = pixel
+  index = (row * spec.width + column) * (model.layout.num_positions // (spec.height * spec.width))
+  if kind == 'memory':
+    return memory(model.layout, spec, index)
+  check('image' in inputs, '--input', 'of the small size', 'images of the size that the model generates, or larger')
+  if kind == 'attention':
+    inputs = {name: values[:1] for name, values in inputs.items()}
+  given = {name: inputs[name] for name in model.conditions}
+  if kind == 'bits':
+    log_probs = jax.jit(lambda *args: model.apply(*args, method='pixel_log_probs'))
+    return bits(inputs['image'], -np.asarray(log_probs(run.variables, inputs['image'], given)), spec.levels)
+  look = jax.jit(lambda *args: model.apply(*args, index, method='attention_weights'))
+  weights = np.asarray(look(run.variables, inputs['image'], given))
+  return attention(weights[:, 0], model.layout, spec, index)
+
+
+def read_position(words: Sequence[str] | None, spec: ImageSpec) -> tuple[int, int]:
+  """Row and column from the flag --position; the middle if it is not given.
+
+  Raises:
+    InputError: if there is no such pixel.
+  """
+  words = [str(spec.height // 2), str(spec.width // 2)] if words is None else words
+  good = len(words) == 2 and all(re.fullmatch(r'\d{1,9}', word) for word in words)
+  row, column = map(int, words) if good else (-1, -1)
+  check(0 <= row < spec.height and 0 <= column < spec.width, '--position', ','.join(words),
+        f'ROW,COLUMN with rows in 0..{spec.height - 1} and columns in 0..{spec.width - 1}')
+  return row, column
+
+
+def read_logs(folder: epath.Path) -> dict[str, list[dict[str, Any]]]:
+  """`metrics.jsonl` of a run, or of every run in a folder, by name.
+
+  Raises:
+    InputError: if nothing there has bits/dim.
+  """
+  folders = [folder] if (folder / 'metrics.jsonl').exists() else sorted(
+      path.parent for path in folder.glob('*/metrics.jsonl'))
+  logs = {one.name: read_metrics(one) for one in folders}
+  check(any(line.get('bits_per_dim') is not None for lines in logs.values() for line in lines), '--workdir', folder,
+        'a run that has logged its training, or a folder of such runs')
+  return logs
+
+
+def visible_from(layout: BlockLayout, index: int) -> np.ndarray:
+  """What the query at a raster index may see: int8 [positions] of HIDDEN, MEMORY, OWN_BLOCK and QUERY."""
+  block, slot = divmod(int(layout.slots[index]), layout.block_size)
+  kind = np.where(np.arange(layout.memory.shape[1]) < layout.halo_size, MEMORY, OWN_BLOCK)
+  visible = layout.causal[slot] & layout.occupied[block]
+  kinds = np.full(layout.num_positions, HIDDEN, np.int8)
+  kinds[layout.memory[block, visible]] = kind[visible]
+  kinds[index] = QUERY
+  return kinds
+
+
+def memory(layout: BlockLayout, spec: ImageSpec, index: int) -> Figure:
+  """What the query at a raster index may see (paper figure 1); the channels of a pixel side by side."""
+  figure = _figure(5.2, 5.4)
+  axes = figure.add_subplot()
+  kinds = visible_from(layout, index).reshape(spec.height, -1)
+  axes.imshow(kinds, ListedColormap(_COLORS), vmin=HIDDEN, vmax=QUERY, interpolation='nearest', aspect='auto',
+              extent=(0, spec.width, spec.height, 0))
+  axes.set_aspect('equal')
+  axes.set_title(f'What one position may see: {np.count_nonzero(kinds)} of {layout.num_positions}')
+  figure.legend(handles=[Patch(color=color, label=label) for color, label in zip(_COLORS, _LEGEND)],
+                loc='lower center', ncols=2, frameon=False)
+  figure.subplots_adjust(bottom=0.17, top=0.93, left=0.07, right=0.97)
+  return figure
+
+
+def attention(weights: np.ndarray, layout: BlockLayout, spec: ImageSpec, index: int) -> Figure:
+  """How much of each pixel the query at a raster index used.
+
+  Args:
+    weights: [layers, heads, positions], each row of sum 1, as `ImageTransformer.attention_weights` gives them.
+  """
+  num_layers, num_heads, _ = weights.shape
+  by_pixel = weights.reshape(num_layers, num_heads, spec.height, spec.width, -1).sum(-1)
+  seen = (visible_from(layout, index) != HIDDEN).reshape(spec.height, spec.width, -1).any(-1)
+  row, column = divmod(index * spec.width * spec.height // layout.num_positions, spec.width)
+  figure = _figure(1.3 * num_heads + 0.6, 1.3 * num_layers + 0.6)
+  panels = figure.subplots(num_layers, num_heads, squeeze=False)
+  for layer, head in np.ndindex(num_layers, num_heads):
+    axes, shown = panels[layer, head], by_pixel[layer, head]
+    axes.set_facecolor('#d0d0d0')
+    # Each on its own scale: an even spread over hundreds of pixels would be black beside a sharp one.
+    axes.imshow(np.ma.masked_where(~seen, shown), 'inferno', vmin=0, vmax=shown.max(), interpolation='nearest')
+    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, color='#30e0e0', linewidth=1))
+    axes.set(xticks=[], yticks=[])
+    if not layer:
+      axes.set_title(f'head {head + 1}', fontsize=8)
+    if not head:
+      axes.set_ylabel(f'layer {layer + 1}', fontsize=8)
+  figure.tight_layout(pad=0.6)
+  return figure
+
+
+def bits(images: np.ndarray, nats: np.ndarray, levels: int) -> Figure:
+  """Images, and below each how many bits each of its pixels cost.
+
+  Args:
+    images: integers [N, H, W, C] in 0..levels-1.
+    nats: negative log-probabilities [N, H, W, positions of a pixel].
+  """
+  per_pixel = nats.sum(axis=-1) / math.log(2)
+  figure = _figure(1.5 * len(images) + 0.9, 3.4)
+  panels = figure.subplots(2, len(images), squeeze=False)
+  for axes in panels.flat:
+    axes.set(xticks=[], yticks=[])
+  for (above, below), image, cost in zip(panels.T, images, per_pixel):
+    above.imshow(np.broadcast_to(image, (*image.shape[:2], 3)) / (levels - 1), interpolation='nearest')
+    heat = below.imshow(cost, 'inferno', vmin=0, vmax=np.percentile(per_pixel, 99.5), interpolation='nearest')
+    below.set_xlabel(f'{cost.mean() / image.shape[-1]:.2f} bits/dim', fontsize=8)
+  figure.colorbar(heat, ax=panels, label='bits per pixel', fraction=0.03)
+  return figure
+
+
+def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+  """Bits/dim by step, from the lines of `metrics.jsonl` of runs by name: training as lines, evaluations as points."""
+  figure = _figure(7, 4.5)
+  axes = figure.add_subplot()
+  for number, (name, lines) in enumerate(runs.items()):
+    measured = [line for line in lines if line.get('bits_per_dim') is not None]
+    for split in dict.fromkeys(line['split'] for line in measured):
+      points = [(line['step'], line['bits_per_dim']) for line in measured if line['split'] == split]
+      style = {'linewidth': 1} if split == 'train' else {'marker': 'o', 'markersize': 4, 'linewidth': 0.5}
+      axes.plot(*zip(*points), color=f'C{number % 10}', alpha=0.5 if split == 'train' else 1,
+                label=f'{name}, {split}', **style)
+  axes.set(xlabel='step', ylabel='bits/dim')
+  axes.grid(alpha=0.3)
+  axes.legend(fontsize=8)
+  figure.tight_layout()
+  return figure
+
+
+def pixels(figure: Figure) -> np.ndarray:
+  """uint8 [height, width, 3]."""
+  canvas = FigureCanvasAgg(figure)
+  canvas.draw()
+  return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _figure(width, height):
+  return Figure(figsize=(width, height), dpi=110)

@@ -1,0 +1,108 @@
+"""Figures show what the model computes, and of that the right cells."""
+
+import jax
+import numpy as np
+import pytest
+
+from helpers import CASES, from_slots, given_for, jit_once, make_case, paper_visible, random_images
+from image_transformer import figures
+from image_transformer.config import ImageSpec
+from image_transformer.errors import InputError
+from image_transformer.layout import block_layout
+
+
+@pytest.mark.parametrize('query_block, flange', [((7,), (9,)), ((2, 3), (2, 1)), ((3, 2), (1, 4))])
+def test_the_memory_picture_shows_the_papers_memory(query_block, flange):
+  """Cell by cell, with a row and a column of blocks that are cut off."""
+  height, width, channels = 5, 7, 3
+  layout = block_layout((height, width, channels), 1, query_block, flange)
+  visible = paper_visible(height, width, channels, query_block, flange)
+  row, column, _ = np.unravel_index(np.arange(layout.num_positions), (height, width, channels))
+  block = (np.arange(layout.num_positions) // query_block[0] if len(query_block) == 1 else
+           row // query_block[0] * width + column // query_block[1])
+  for index in range(layout.num_positions):
+    figure = figures.memory(layout, ImageSpec(height, width, channels), index)
+    shown = figure.axes[0].images[0].get_array().ravel()
+    np.testing.assert_array_equal(shown != figures.HIDDEN, visible[index])
+    np.testing.assert_array_equal(np.flatnonzero(shown == figures.QUERY), [index])
+    np.testing.assert_array_equal((shown == figures.OWN_BLOCK)[visible[index]],
+                                  ((block == block[index]) & (np.arange(len(block)) != index))[visible[index]])
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_attention_weights_are_those_of_dense_attention(name):
+  model, variables = make_case(name)
+  images, given, layout = random_images(model.spec, 2), given_for(model, 2), model.layout
+  config, depth = model.config, layout.num_positions // (model.spec.height * model.spec.width)
+  visible = paper_visible(model.spec.height, model.spec.width, depth, config.query_block, config.memory_flange)
+  index = layout.num_positions - layout.num_positions // 3
+  weights = np.asarray(jit_once(lambda *args: model.apply(*args, index, method='attention_weights'))(
+      variables, images, given))
+  assert weights.shape == (config.num_layers, 2, config.num_heads, layout.num_positions)
+  np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+  assert (weights[..., ~visible[index]] == 0).all() and (weights[..., visible[index]] > 0).all()
+  if config.norm == 'pre':
+    return
+  # The first layer's, from its input.
+  encoded = model.apply(variables, given, method='encode')
+  x = from_slots(model.apply(variables, images, encoded, method='embed_images'), layout)
+  layer = variables['params']['decoder']['layer_0']['self_attention']
+  q, k = ((x @ layer[part]['kernel']).reshape(*x.shape[:2], config.num_heads, -1) for part in ('query', 'key'))
+  logits = np.einsum('BHK,BPHK->BHP', q[:, index], k) / np.sqrt(q.shape[-1])
+  expected = jax.nn.softmax(np.where(visible[index], logits, -np.inf))
+  np.testing.assert_allclose(weights[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_the_log_probs_of_pixels_are_those_of_their_parameters(name):
+  model, variables = make_case(name)
+  images, given = random_images(model.spec, 2), given_for(model, 2)
+  pixels = jit_once(lambda *args: model.apply(*args, method='pixel_log_probs'))(variables, images, given)
+  whole = jit_once(lambda *args: model.apply(*args, method='log_prob'))(variables, images, given)
+  np.testing.assert_allclose(pixels.sum(axis=(1, 2, 3)), whole, rtol=1e-5)
+  parameters = jit_once(model.apply)(variables, images, given)
+  values = model.apply(variables, images, method='values').reshape(*pixels.shape, -1)
+  parameters = parameters.reshape(*pixels.shape, parameters.shape[-1])
+  np.testing.assert_allclose(pixels, model.likelihood.log_prob(parameters, values), rtol=1e-4, atol=1e-4)
+
+
+def test_the_attention_picture_hides_what_is_not_visible_and_marks_the_pixel():
+  layout, spec = block_layout((6, 6, 3), 1, (2, 2), (1, 1)), ImageSpec(6, 6, 3)
+  index = (3 * 6 + 4) * 3
+  weights = np.random.default_rng(0).random((2, 3, layout.num_positions))
+  figure = figures.attention(weights, layout, spec, index)
+  assert len(figure.axes) == 6
+  visible = paper_visible(6, 6, 3, (2, 2), (1, 1))[index].reshape(6, 6, 3).any(-1)
+  for axes, shown in zip(figure.axes, weights.reshape(6, 6, 6, 3).sum(-1)):
+    drawn = axes.images[0].get_array()
+    np.testing.assert_array_equal(~np.ma.getmaskarray(drawn), visible)
+    np.testing.assert_allclose(drawn[visible], shown[visible])
+    mark, = axes.patches
+    assert mark.get_xy() == (3.5, 2.5)
+
+
+def test_bits_are_of_whole_pixels():
+  nats = np.random.default_rng(0).random((2, 4, 5, 3))
+  figure = figures.bits(random_images(ImageSpec(4, 5, 3), 2), nats, 256)
+  heats = [axes.images[0].get_array() for axes in figure.axes[2:4]]
+  np.testing.assert_allclose(heats, nats.sum(-1) / np.log(2))
+  assert figure.axes[2].get_xlabel() == f'{nats[0].mean() / np.log(2):.2f} bits/dim'
+
+
+def test_curves_show_each_split_of_each_run():
+  lines = [{'step': 1, 'split': 'train', 'bits_per_dim': 7.0}, {'step': 2, 'split': 'train', 'bits_per_dim': 6.0},
+           {'step': 2, 'split': 'test', 'bits_per_dim': 6.5}, {'step': 2, 'split': 'train', 'seconds': 1}]
+  axes = figures.curves({'one': lines, 'two': lines[:2]}).axes[0]
+  assert [(line.get_label(), line.get_xydata().tolist()) for line in axes.lines] == [
+      ('one, train', [[1, 7], [2, 6]]), ('one, test', [[2, 6.5]]), ('two, train', [[1, 7], [2, 6]])]
+
+
+@pytest.mark.parametrize('words', [['3'], ['3', '4', '5'], ['-1', '0'], ['6', '0'], ['0', '5'], ['a', '0'], []])
+def test_positions_outside_the_image_are_refused(words):
+  with pytest.raises(InputError, match=r'--position .*rows in 0\.\.5 and columns in 0\.\.4'):
+    figures.read_position(words, ImageSpec(6, 5, 3))
+
+
+def test_positions():
+  assert figures.read_position(['5', '4'], ImageSpec(6, 5, 3)) == (5, 4)
+  assert figures.read_position(None, ImageSpec(6, 5, 3)) == (3, 2)

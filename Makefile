@@ -1,4 +1,5 @@
 # make demo    sets up, trains on embedded digits, evaluates, draws samples (minutes)
+# make check   sets up, checks the code with ruff (seconds)
 # make test    sets up, runs the tests (minutes)
 # make test-all  the long ones too: every command of the README, every experiment in its small form (an hour)
 # make bench   sets up, measures speed against the machine's own limits (15 minutes on 2 cores); JSON in runs/bench/
@@ -11,7 +12,7 @@ VENV := $(if $(UV),uv venv --quiet --python $(PYTHON),$(PYTHON) -m venv)
 INSTALL := $(if $(UV),uv pip install --python $(RUN),$(RUN) -m pip install --disable-pip-version-check)
 DEMO := runs/digits
 
-.PHONY: bench demo test test-all setup
+.PHONY: bench check demo test test-all setup
 
 setup: .venv/ready
 
@@ -25,6 +26,9 @@ setup: .venv/ready
 demo: setup
 	$(RUN) main.py --config=configs/digits.py --config.data_dir=runs/data --workdir=$(DEMO)
 	@echo "Samples, one row per digit: $(DEMO)/samples/"
+
+check: setup
+	.venv/bin/ruff check .
 
 test: setup
 	$(RUN) -m pytest -q -n 2 --dist loadfile tests

@@ -38,8 +38,7 @@ if __name__ == '__main__':
   from image_transformer import process
   process.set_up()
 
-from absl import app
-from absl import flags
+from absl import app, flags
 from etils import epath
 import jax
 from ml_collections import config_flags
@@ -53,6 +52,7 @@ from image_transformer.errors import InputError, RunError, last_line
 from image_transformer.evaluate import make_evaluator
 from image_transformer.inputs import read_inputs
 from image_transformer.metrics import Evaluation, write_picture, write_results
+from image_transformer.model import make_model
 from image_transformer.sampling import class_rows, make_sampler, positions_in_rows
 from image_transformer.train import Trainer, check_config, num_train_images
 from image_transformer.workdir import write_whole
@@ -207,18 +207,25 @@ def picture() -> None:
   check(kind in figures.KINDS, '--kind', kind, 'one of ' + ', '.join(figures.KINDS))
   for name in {name for names in figures.KINDS.values() for name in names}.difference(figures.KINDS[kind]):
     check(not flags.FLAGS[name].present, f'--{name}', flags.FLAGS[name].value, f'absent with --kind={kind}')
+  step, name = 0, kind
   if kind == 'curves':
-    step, name, drawn = 0, kind, figures.curves(figures.read_logs(workdir))
+    figure = figures.curves(figures.read_logs(workdir))
+  elif kind == 'memory':  # of a run that need not have begun
+    config = _given_config() or runs.read_config(workdir)
+    model = make_model(config.model, data.image_spec(config))
+    row, column = figures.read_position(_POSITION.value, model.spec)
+    figure, name = figures.memory(model, row, column), f'{kind}_row{row}_column{column}'
   else:
     run = _load()
-    inputs = _inputs(run) if 'input' in figures.KINDS[kind] else {}
-    pixel = figures.read_position(_POSITION.value, run.model.spec)
-    step, drawn = run.step, figures.of_run(kind, run, inputs, pixel)
-    name = '_'.join(filter(None, [
-        f'{step:07d}_{kind}', inputs and (epath.Path(_INPUT.value).stem if _INPUT.value else run.config.eval.split),
-        'position' in figures.KINDS[kind] and 'row{}_column{}'.format(*pixel),
-        'num_inputs' in figures.KINDS[kind] and str(len(inputs['image']))]))
-  drawn = figures.pixels(drawn)
+    step, inputs = run.step, _inputs(run)
+    check('image' in inputs, '--input', _INPUT.value, 'images of the size that the model generates, or larger')
+    name = f'{step:07d}_{kind}_{epath.Path(_INPUT.value).stem if _INPUT.value else run.config.eval.split}'
+    if kind == 'bits':
+      figure, name = figures.bits_of_run(run, inputs), f'{name}_{len(inputs["image"])}'
+    else:
+      row, column = figures.read_position(_POSITION.value, run.model.spec)
+      figure, name = figures.attention_of_run(run, inputs, row, column), f'{name}_row{row}_column{column}'
+  drawn = figures.pixels(figure)
   path = workdir / 'pictures' / f'{name}.png'
   write_whole(path, pictures.png(drawn))
   if (workdir / 'config.json').exists():  # a run, not a folder of runs

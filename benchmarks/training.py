@@ -74,9 +74,7 @@ def main(argv):
     for batch_size in map(int, _BATCH_SIZES.value):
       changes = {'train__batch_size': batch_size, 'model__dtype': dtype, 'model__remat': _REMAT.value}
       config, model = measuring.load(_CONFIG.value, **changes)
-      whole = {'image': jax.random.randint(jax.random.key(0), (batch_size, *model.spec.shape), 0, model.spec.levels)}
-      whole |= {'label': jnp.zeros(batch_size, jnp.int32)}
-      batch = devices.split({name: whole[name] for name in ('image', *model.conditions)})
+      batch = measuring.random_batch(model, batch_size)
       name = f'{dtype} {batch_size}'
       functions[f'{name} step'], state, _ = measuring.training_step(config, model, batch)
       params = devices.unreplicate(state.params)

@@ -12,7 +12,6 @@ published; ours: not measured.
 
 from configs import base, cifar10_1d_dmol
 
-
 FIELDS = {
     **cifar10_1d_dmol.FIELDS,
     'model.query_block': (16, 16),

@@ -15,7 +15,6 @@ import numpy as np
 
 from image_transformer.errors import InputError
 
-
 # Steps are counted in int32.
 _MAX_COUNT = 2**31 - 1
 # No batch comes near it; far more would end as a lack of memory, or not at all.

@@ -19,6 +19,7 @@ import numpy as np
 from image_transformer.config import ImageSpec, check
 from image_transformer.layout import BlockLayout
 from image_transformer.metrics import read_metrics
+from image_transformer.model import ImageTransformer
 from image_transformer.runs import Run
 
 # What can be drawn, and which flags say of what.
@@ -31,33 +32,25 @@ _COLORS = '#e8e8e8', '#7fb2dd', '#f2b15f', '#c0302c'
 _LEGEND = 'not visible', 'memory', "the block's own", 'the query itself'
 
 
-def of_run(kind: str, run: Run, inputs: Mapping[str, np.ndarray], pixel: tuple[int, int]) -> Figure:
-  """Draws one of KINDS.
-
-  Args:
-    kind: 'attention', 'memory' or 'bits'.
-    run: the model.
-    inputs: images and what they are conditioned on; of attention, only the first is looked at.
-    pixel: row and column of the one that looks, with its first position.
-
-  Raises:
-    InputError: if there are no images of the model's size.
-  """
-  model, spec = run.model, run.model.spec
-  row, column = pixel
-  index = (row * spec.width + column) * (model.layout.num_positions // (spec.height * spec.width))
-  if kind == 'memory':
-    return memory(model.layout, spec, index)
-  check('image' in inputs, '--input', 'of the small size', 'images of the size that the model generates, or larger')
-  if kind == 'attention':
-    inputs = {name: values[:1] for name, values in inputs.items()}
-  given = {name: inputs[name] for name in model.conditions}
-  if kind == 'bits':
-    log_probs = jax.jit(lambda *args: model.apply(*args, method='pixel_log_probs'))
-    return bits(inputs['image'], -np.asarray(log_probs(run.variables, inputs['image'], given)), spec.levels)
+def attention_of_run(run: Run, inputs: Mapping[str, np.ndarray], row: int, column: int) -> Figure:
+  """Of the first image: how much of each pixel the first position of one pixel used."""
+  model, first = run.model, {name: values[:1] for name, values in inputs.items()}
+  index = _index(model, row, column)
   look = jax.jit(lambda *args: model.apply(*args, index, method='attention_weights'))
-  weights = np.asarray(look(run.variables, inputs['image'], given))
-  return attention(weights[:, 0], model.layout, spec, index)
+  weights = look(run.variables, first['image'], {name: first[name] for name in model.conditions})
+  return attention(np.asarray(weights[:, 0]), model.layout, model.spec, index)
+
+
+def bits_of_run(run: Run, inputs: Mapping[str, np.ndarray]) -> Figure:
+  """What each pixel of the images costs a model, under their conditions."""
+  log_probs = jax.jit(lambda *args: run.model.apply(*args, method='pixel_log_probs'))
+  given = {name: inputs[name] for name in run.model.conditions}
+  return bits(inputs['image'], -np.asarray(log_probs(run.variables, inputs['image'], given)), run.model.spec.levels)
+
+
+def _index(model, row, column):
+  """The raster index of the first position of a pixel."""
+  return (row * model.spec.width + column) * (model.layout.num_positions // (model.spec.height * model.spec.width))
 
 
 def read_position(words: Sequence[str] | None, spec: ImageSpec) -> tuple[int, int]:
@@ -99,15 +92,15 @@ def visible_from(layout: BlockLayout, index: int) -> np.ndarray:
   return kinds
 
 
-def memory(layout: BlockLayout, spec: ImageSpec, index: int) -> Figure:
-  """What the query at a raster index may see (paper figure 1); the channels of a pixel side by side."""
+def memory(model: ImageTransformer, row: int, column: int) -> Figure:
+  """What the first position of a pixel may see (paper figure 1); the channels of a pixel stand side by side."""
   figure = _figure(5.2, 5.4)
-  axes = figure.add_subplot()
-  kinds = visible_from(layout, index).reshape(spec.height, -1)
+  axes, spec = figure.add_subplot(), model.spec
+  kinds = visible_from(model.layout, _index(model, row, column)).reshape(spec.height, -1)
   axes.imshow(kinds, ListedColormap(_COLORS), vmin=HIDDEN, vmax=QUERY, interpolation='nearest', aspect='auto',
               extent=(0, spec.width, spec.height, 0))
   axes.set_aspect('equal')
-  axes.set_title(f'What one position may see: {np.count_nonzero(kinds)} of {layout.num_positions}')
+  axes.set_title(f'What one position may see: {np.count_nonzero(kinds)} of {kinds.size}')
   figure.legend(handles=[Patch(color=color, label=label) for color, label in zip(_COLORS, _LEGEND)],
                 loc='lower center', ncols=2, frameon=False)
   figure.subplots_adjust(bottom=0.17, top=0.93, left=0.07, right=0.97)

@@ -248,7 +248,7 @@ def make_model(config: ModelConfig, spec: ImageSpec) -> ImageTransformer:
         'False for a dataset without labels')
   check(spec.height % config.upscale == spec.width % config.upscale == 0, 'model.upscale', config.upscale,
         f'a divisor of the height and width of {spec.height} x {spec.width} images')
-  model.layout  # checks the likelihood and the block against the image
+  _ = model.layout  # checks the likelihood and the block against the image
   return model
 
 

@@ -89,8 +89,8 @@ def check_workdir(workdir: epath.Path) -> None:
   Raises:
     InputError: if it holds something else, or cannot be written.
   """
-  # What a process leaves that was killed while it began a run.
-  begun = {'lock', 'config.json.part'}
+  # What a process leaves that was killed while it began a run, and what was drawn before.
+  begun = {'lock', 'config.json.part', 'pictures'}
   if not (workdir / 'config.json').exists() and workdir.is_dir() and any(
       path.name not in begun for path in workdir.iterdir()):
     raise InputError(f'{workdir} is not empty and holds no run; choose another --workdir.')

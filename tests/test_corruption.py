@@ -21,7 +21,6 @@ from image_transformer.errors import InputError
 from image_transformer.images import read_image
 from image_transformer.train import num_train_images
 
-
 # What can happen to any file.
 
 

@@ -6,27 +6,29 @@ import pytest
 
 from helpers import CASES, from_slots, given_for, jit_once, make_case, paper_visible, random_images
 from image_transformer import figures
-from image_transformer.config import ImageSpec
+from image_transformer.config import ImageSpec, ModelConfig
 from image_transformer.errors import InputError
 from image_transformer.layout import block_layout
+from image_transformer.model import make_model
 
 
 @pytest.mark.parametrize('query_block, flange', [((7,), (9,)), ((2, 3), (2, 1)), ((3, 2), (1, 4))])
 def test_the_memory_picture_shows_the_papers_memory(query_block, flange):
   """Cell by cell, with a row and a column of blocks that are cut off."""
   height, width, channels = 5, 7, 3
-  layout = block_layout((height, width, channels), 1, query_block, flange)
+  model = make_model(ModelConfig(query_block=query_block, memory_flange=flange), ImageSpec(height, width, channels))
   visible = paper_visible(height, width, channels, query_block, flange)
-  row, column, _ = np.unravel_index(np.arange(layout.num_positions), (height, width, channels))
-  block = (np.arange(layout.num_positions) // query_block[0] if len(query_block) == 1 else
+  positions = np.arange(height * width * channels)
+  row, column, _ = np.unravel_index(positions, (height, width, channels))
+  block = (positions // query_block[0] if len(query_block) == 1 else
            row // query_block[0] * width + column // query_block[1])
-  for index in range(layout.num_positions):
-    figure = figures.memory(layout, ImageSpec(height, width, channels), index)
-    shown = figure.axes[0].images[0].get_array().ravel()
+  for pixel in range(height * width):
+    shown = figures.memory(model, *divmod(pixel, width)).axes[0].images[0].get_array().ravel()
+    index = pixel * channels
     np.testing.assert_array_equal(shown != figures.HIDDEN, visible[index])
     np.testing.assert_array_equal(np.flatnonzero(shown == figures.QUERY), [index])
     np.testing.assert_array_equal((shown == figures.OWN_BLOCK)[visible[index]],
-                                  ((block == block[index]) & (np.arange(len(block)) != index))[visible[index]])
+                                  ((block == block[index]) & (positions != index))[visible[index]])
 
 
 @pytest.mark.parametrize('name', CASES)

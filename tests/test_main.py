@@ -13,7 +13,7 @@ import pytest
 
 from configs import paper
 from helpers import leave_run
-from image_transformer import data
+from image_transformer import data, runs
 from image_transformer.config import from_dict
 from image_transformer.errors import InputError
 from image_transformer.images import area_resize
@@ -177,9 +177,9 @@ def test_a_small_picture_without_an_original_is_enlarged(call, superres, tmp_pat
   assert code == 0 and 'consistency' in printed and 'psnr' not in printed and 'bits/dim' not in printed
 
 
-def test_pictures_of_what_a_model_sees_used_and_found_surprising(call, digits, photos):
+def test_pictures_of_what_a_model_sees_used_and_found_surprising(call, digits, photos, tmp_path):
   for arguments, name in [
-      ('--kind=memory --position=2,3', '0000003_memory_row2_column3'),
+      ('--kind=memory --position=2,3', 'memory_row2_column3'),
       ('', '0000003_attention_test_row4_column4'),
       (f'--input={photos / "1.png"} --labels=3 --position=7,7', '0000003_attention_1_row7_column7'),
       ('--kind=bits --num_inputs=3', '0000003_bits_test_3'), ('--kind=curves', 'curves')]:
@@ -190,6 +190,9 @@ def test_pictures_of_what_a_model_sees_used_and_found_surprising(call, digits, p
   code, printed = call('--mode=picture', f'--workdir={digits.parent}', '--kind=curves')
   assert code == 0 and (digits.parent / 'pictures' / 'curves.png').exists()
   assert not list(digits.parent.glob('events*'))
+  code, printed = call('--mode=picture', '--kind=memory', '--config=configs/cifar10_2d.py', f'--workdir={tmp_path}')
+  assert code == 0 and [path.name for path in tmp_path.rglob('*.png')] == ['memory_row16_column16.png'], printed
+  runs.check_workdir(tmp_path)  # a run can still begin there
 
 
 def test_the_table_of_runs(call, digits, superres):

@@ -1,5 +1,6 @@
 """Every command of the README works as it is written; training runs in the small form of its configuration."""
 
+import json
 import pathlib
 import re
 import shutil
@@ -24,6 +25,63 @@ def small(command):
   command = re.sub(r'(configs/(?!digits)\w+\.py)(?!\S*:)', r'\1:smoke', command)
   command = re.sub(r'^launch/paper_tables\.sh$', 'launch/paper_tables.sh --smoke', command)
   return re.sub(r'^python ', f'{sys.executable} ', command)
+
+
+def results(*path):
+  return json.loads(ROOT.joinpath('results', *path).read_text())
+
+
+def section(title):
+  """Of the README, from a heading to the next of its kind."""
+  return re.search(rf'^## {title}\n(.*?)^## ', (ROOT / 'README.md').read_text(), re.MULTILINE | re.DOTALL)[1]
+
+
+def test_measured_runs_are_in_results():
+  rows = re.findall(r'^\| `configs/(\w+)\.py(?::([\w,]+))?`[^|]*\| ([\d.]+) \+- ([\d.]+) \| (.*) \|$',
+                    (ROOT / 'README.md').read_text(), re.MULTILINE)
+  assert len(rows) > 10
+  for name, variant, bits_per_dim, error, rest in rows:
+    run = results('_'.join([name, *filter(None, variant.split(','))]), 'results.json')
+    assert f'{run["bits_per_dim"]:.3f}' == bits_per_dim and f'{run["standard_error"]:.3f}' == error, name
+    counts = run['num_images'], run['num_train_images'], run['step'], round(run['training_seconds'])
+    assert ' | '.join(f'{count:,}' for count in counts) == rest, name
+
+
+def test_super_resolution_is_in_results():
+  rows = re.findall(r'^\| ([12])D, DMOL, 2 layers \| (.*) \|$', (ROOT / 'README.md').read_text(), re.MULTILINE)
+  assert len(rows) == 2
+  for dimensions, rest in rows:
+    run, other = (results(f'cifar10_{name}_6000', 'results.json')
+                  for name in (f'superres_{dimensions}d', f'{dimensions}d_dmol_2_layers'))
+    measured = results(f'cifar10_superres_{dimensions}d_6000', 'superres.json')['temperature 1']
+    assert rest == ' | '.join([
+        *(f'{each["bits_per_dim"]:.3f} +- {each["standard_error"]:.3f}' for each in (run, other)),
+        *(f'{measured[name]["mean"]:.4f}' for name in ('consistency', 'mismatch'))])
+
+
+def test_measured_speed_is_in_results():
+  """What is bold there is measured: a value in the log of a benchmark, or a share in percent."""
+
+  def numbers(value):
+    if isinstance(value, dict):
+      value = list(value.values())
+    if isinstance(value, list):
+      return [number for part in value for number in numbers(part)]
+    return [value] if isinstance(value, (int, float)) else []
+
+  measured = re.findall(r'\*\*([\d.,]+)( %)?', section('Speed'))
+  assert len(measured) > 10
+  for text, percent in measured:
+    decimals = len(text.partition('.')[2])
+    logs = [results('bench', path.name) for path in (ROOT / 'results' / 'bench').glob('*.json')]
+    values = [number * (100 if percent else 1) for log in logs for number in numbers(log)]
+    assert any(f'{value:,.{decimals}f}' == text for value in values), text
+
+
+def test_links_lead_somewhere():
+  for file in [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *ROOT.glob('*/README.md'), *ROOT.glob('results/*.md')]:
+    for link in re.findall(r'\]\((?!https?:)([^)#]+)', file.read_text()):
+      assert (file.parent / link).exists(), (file.name, link)
 
 
 @pytest.fixture(scope='module')

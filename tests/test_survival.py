@@ -20,7 +20,6 @@ from image_transformer.checkpoints import Checkpoints, saved_steps
 from image_transformer.errors import InputError, RunError
 from image_transformer.train import Trainer, init_state
 
-
 # What Orbax leaves behind when a save or a load fails.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 

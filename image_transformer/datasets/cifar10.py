@@ -17,7 +17,6 @@ import urllib.request
 
 import numpy as np
 from PIL import Image
-import tensorflow_datasets as tfds
 from tensorflow_datasets.image_classification import cifar
 import tqdm
 

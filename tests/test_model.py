@@ -11,7 +11,7 @@ from helpers import CASES, case, given_for, make_case, parameter_shapes, random_
 from image_transformer.config import ImageSpec, ModelConfig
 from image_transformer.errors import InputError
 from image_transformer.model import init_params, make_model
-from image_transformer.transformer import layer_norm
+from image_transformer.transformer import Dropout, layer_norm
 
 CIFAR10 = ImageSpec(32, 32, 3)
 
@@ -147,6 +147,23 @@ def test_dropout_acts_in_training_only(field):
   one, other = (train(variables, jax.random.key(seed)) for seed in (0, 1))
   assert (one != expected).any() and (one != other).any()
   np.testing.assert_array_equal(train(variables, jax.random.key(0)), one)
+
+
+@pytest.mark.parametrize('rate', [0.1, 0.3, 0.9])
+def test_dropout_drops_its_share_and_keeps_the_mean(rate):
+  """Of images of an odd size; neighbours, which share a word of random bits, drop independently."""
+  x = np.ones((2, 333, 333), np.float32)
+  apply = lambda places: np.asarray(Dropout(rate).apply({}, x, places, rngs={'dropout': jax.random.key(0)}))
+  both = apply(np.array([3, 4]))
+  dropped = both == 0
+  np.testing.assert_allclose(both[~dropped], 1 / (1 - rate), rtol=1e-4)
+  error = 5 * np.sqrt(rate * (1 - rate) / dropped.size)
+  assert abs(dropped.mean() - rate) < error
+  flat = dropped.reshape(2, -1)
+  for other in (flat[:, 1:], flat[::-1, :-1]):  # the next one; the other image
+    assert abs((flat[:, :-1] & other).mean() - rate**2) < 2 * error
+  # A mask follows its image to wherever that is computed.
+  np.testing.assert_array_equal(apply(np.array([4, 3])), both[::-1])
 
 
 def test_class_labels_move_every_position():

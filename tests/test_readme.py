@@ -69,7 +69,7 @@ def test_measured_speed_is_in_results():
       return [number for part in value for number in numbers(part)]
     return [value] if isinstance(value, (int, float)) else []
 
-  measured = re.findall(r'\*\*([\d.,]+)( %)?', section('Speed'))
+  measured = re.findall(r'\*\*(\d[\d.,]*)( %)?\*\*', section('Speed'))
   assert len(measured) > 10
   for text, percent in measured:
     decimals = len(text.partition('.')[2])

@@ -2,7 +2,7 @@
 # make check   sets up, checks the code with ruff (seconds)
 # make test    sets up, runs the tests (minutes)
 # make test-all  the long ones too: every command of the README, every experiment in its small form (an hour)
-# make bench   sets up, measures speed against the machine's own limits (15 minutes on 2 cores); JSON in runs/bench/
+# make bench   sets up, measures speed against the machine's own limits (18 minutes on 2 cores); JSON in runs/bench/
 # make setup   only sets up: everything in .venv, again when setup.py changes
 
 PYTHON ?= python3
@@ -28,7 +28,7 @@ demo: setup
 	@echo "Samples, one row per digit: $(DEMO)/samples/"
 
 check: setup
-	.venv/bin/ruff check .
+	$(RUN) -m ruff check .
 
 test: setup
 	$(RUN) -m pytest -q -n 2 --dist loadfile tests

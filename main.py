@@ -17,7 +17,6 @@ exit code 2.
 
 from collections.abc import Iterator
 import io
-import json
 import logging
 import os
 import re
@@ -50,8 +49,8 @@ from image_transformer import data, devices, pictures, runs, stopping, superres,
 from image_transformer.config import check
 from image_transformer.errors import InputError, RunError, last_line
 from image_transformer.evaluate import make_evaluator
-from image_transformer.inputs import read_inputs
-from image_transformer.metrics import Evaluation, write_picture, write_results
+from image_transformer.inputs import read_inputs, read_labels
+from image_transformer.metrics import Evaluation, unless_fuller, write_picture, write_results
 from image_transformer.model import make_model
 from image_transformer.sampling import class_rows, make_sampler, positions_in_rows
 from image_transformer.train import Trainer, check_config, num_train_images
@@ -84,12 +83,15 @@ _COORDINATOR = flags.DEFINE_string('coordinator', None, 'The same by hand: HOST:
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --coordinator: how many processes there are.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator: which one this is, from 0.')
 
-# Which flags a mode reads, besides --workdir and those of several processes.
+# Which flags a mode, or a kind of picture, reads, besides --workdir and those of several processes.
 _FLAGS = {'train': ['config'], 'eval': ['config', 'average_checkpoints'], 'table': ['csv']}
 _FLAGS['sample'] = [*_FLAGS['eval'], 'num_samples', 'temperature', 'labels', 'seed', 'npz']
 _FLAGS['superres'] = [*_FLAGS['sample'], 'input', 'num_inputs']
-_FLAGS['picture'] = [*_FLAGS['eval'], 'kind', 'position', 'input', 'num_inputs', 'labels']
 _FLAGS['complete'] = [*_FLAGS['superres'], 'keep']
+_FLAGS['picture --kind=attention'] = [*_FLAGS['eval'], 'kind', 'labels', 'input', 'position']
+_FLAGS['picture --kind=memory'] = ['config', 'kind', 'position']
+_FLAGS['picture --kind=bits'] = [*_FLAGS['eval'], 'kind', 'labels', 'input', 'num_inputs']
+_FLAGS['picture --kind=curves'] = ['kind']
 
 
 def train() -> None:
@@ -125,20 +127,10 @@ def evaluate() -> None:
 def _report(run: runs.Run, evaluation: Evaluation) -> None:
   workdir, config = _workdir(), run.config
   path = workdir / (f'results_average{_AVERAGE.value}.json' if _AVERAGE.value > 1 else 'results.json')
-  path = _unless_fuller(path, run, evaluation.num_images, workdir / f'results_first{evaluation.num_images}.json')
+  path = unless_fuller(path, run.step, evaluation.num_images, workdir / f'results_first{evaluation.num_images}.json')
   write_results(path, config, params=run.variables, step=run.step, evaluation=evaluation,
                 num_train_images=num_train_images(workdir), num_checkpoints=_AVERAGE.value)
   print(f'{evaluation} of {config.dataset} {config.eval.split}, step {run.step}. In {workdir}: {path.name}')
-
-
-def _unless_fuller(path: epath.Path, run: runs.Run, num_images: int, other: epath.Path) -> epath.Path:
-  """`path`, or `other` where what stands at `path` was measured on more images, and is still true."""
-  try:
-    old = json.loads(path.read_text())
-    fuller = old['step'] == run.step and old['num_images'] > num_images
-  except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):  # a damaged one is replaced
-    return path
-  return other if fuller else path
 
 
 def _print_note(config: config_lib.Config) -> None:
@@ -151,7 +143,7 @@ def sample() -> None:
   check('low_res' not in run.model.conditions, '--mode', 'sample', 'superres: this model enlarges images')
   number = _NUM_SAMPLES.value or run.config.sample.num_images
   given, columns = class_rows(run.model, number)
-  given = given | _labels(run, number)
+  given = given | read_labels(run, _LABELS.value, number)
   draw = make_sampler(run.model, run.config.sample.batch_size)
   for temperature in _temperatures(run):
     images, log_probs = draw(devices.replicate(run.variables['params']), _SEED.value, number, given, temperature)
@@ -194,7 +186,7 @@ def super_resolve() -> None:
   print(superres.table(measures))
   path = _path(run, '_superres', log_probs).with_suffix('.json')
   if not _INPUT.value and not _LABELS.value:  # what the tables show
-    path = _unless_fuller(_workdir() / 'superres.json', run, len(samples), path)
+    path = unless_fuller(_workdir() / 'superres.json', run.step, len(samples), path)
   superres.write_report(path, measures, evaluation, dataset=run.config.dataset, step=run.step,
                         num_checkpoints=_AVERAGE.value, source=_INPUT.value or run.config.eval.split,
                         labels=_LABELS.value, num_samples=samples.shape[1], seed=_SEED.value)
@@ -204,9 +196,6 @@ def super_resolve() -> None:
 def picture() -> None:
   from image_transformer import figures  # here, since matplotlib takes a while and no other mode needs it
   kind, workdir = _KIND.value, _workdir()
-  check(kind in figures.KINDS, '--kind', kind, 'one of ' + ', '.join(figures.KINDS))
-  for name in {name for names in figures.KINDS.values() for name in names}.difference(figures.KINDS[kind]):
-    check(not flags.FLAGS[name].present, f'--{name}', flags.FLAGS[name].value, f'absent with --kind={kind}')
   step, name = 0, kind
   if kind == 'curves':
     figure = figures.curves(figures.read_logs(workdir))
@@ -257,7 +246,7 @@ def _load() -> runs.Run:
 
 def _inputs(run: runs.Run) -> dict[str, np.ndarray]:
   inputs = read_inputs(run, _INPUT.value, _NUM_INPUTS.value)
-  inputs |= _labels(run, len(next(iter(inputs.values()))))
+  inputs |= read_labels(run, _LABELS.value, len(next(iter(inputs.values()))))
   check('label' in inputs or 'label' not in run.model.conditions, '--labels', None, 'the classes of these images')
   return inputs
 
@@ -277,17 +266,6 @@ def _draw_of_each(run: runs.Run, inputs: dict[str, np.ndarray], num_kept: int = 
 
 def _temperatures(run: runs.Run) -> list[float]:
   return [float(word) for word in _TEMPERATURE.value or [run.config.sample.temperature]]
-
-
-def _labels(run: runs.Run, number: int) -> dict[str, np.ndarray]:
-  """What --labels says, repeated to the number of images."""
-  if _LABELS.value is None:
-    return {}
-  words, classes = _LABELS.value, run.model.spec.num_classes
-  check(run.model.config.class_conditional, '--labels', ','.join(words), 'absent: this model has no classes')
-  good = words and all(re.fullmatch(r'\d+', word) and int(word) < classes for word in words)
-  check(good, '--labels', ','.join(words), f'classes in 0..{classes - 1}, separated by commas')
-  return {'label': np.resize(np.array(words, np.int32), number)}
 
 
 def _path(run: runs.Run, kind: str, log_probs: np.ndarray) -> epath.Path:
@@ -368,10 +346,12 @@ def main(argv: list[str]) -> int:
       raise InputError(f'Unexpected argument {rest[1]!r}; flags begin with --.')
     if _MODE.value not in _MODES:
       raise InputError(f'--mode is {_MODE.value!r}, but must be one of {", ".join(_MODES)}.')
-    for name in {name for names in _FLAGS.values() for name in names}.difference(_FLAGS[_MODE.value]):
+    task = 'picture --kind=' + _KIND.value if _MODE.value == 'picture' else _MODE.value
+    check(task in _FLAGS, '--kind', _KIND.value, 'attention, memory, bits or curves')
+    for name in {name for names in _FLAGS.values() for name in names}.difference(_FLAGS[task]):
       if flags.FLAGS[name].present:
-        readers = ', '.join(mode for mode, names in _FLAGS.items() if name in names)
-        raise InputError(f'--{name} means nothing to --mode={_MODE.value}; leave it out. It is for: {readers}.')
+        readers = ', '.join(reader for reader, names in _FLAGS.items() if name in names)
+        raise InputError(f'--{name} means nothing to --mode={task}; leave it out. It is for: {readers}.')
     if devices.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value):
       stopping.tell_others()
       if not devices.is_first():  # which speaks for all

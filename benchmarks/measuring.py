@@ -56,7 +56,7 @@ def fastest(seconds: dict[str, list[float]]) -> dict[str, float]:
 
 
 def products(dtype: str, num_iterations: int = 4) -> dict[str, Callable[[], Any]]:
-  """Plain products of square matrices, several at a stretch; `flops` says how much each of them is."""
+  """Plain products of square matrices, several at a stretch, by a name that begins with their size."""
   functions = {}
   for size in _SIZES[jax.default_backend() == 'cpu']:
     a, b = (jax.random.normal(jax.random.key(i), (size, size), jnp.dtype(dtype)) * size**-0.5 for i in range(2))

@@ -1,7 +1,7 @@
 """The cached sampler against others of its depth, widths and length: Hugging Face's ImageGPT, a plain Flax decoder.
 
-  python3 -m venv peers && peers/bin/pip install torch==2.13.0 transformers==5.24.0
-  python benchmarks/peers.py --python=peers/bin/python [--batch_sizes=1,16] [--positions=3072,1536] [--runs=1]
+  python3 -m venv runs/peers && runs/peers/bin/pip install torch==2.13.0 transformers==5.24.0
+  python benchmarks/peers.py --python=runs/peers/bin/python [--batch_sizes=1,16] [--positions=3072,1536] [--runs=1]
       [--out=FILE.json]
 
 All in turn, with random weights, seconds for one 32x32x3 image. ImageGPT is PyTorch and runs in an environment of its

@@ -22,10 +22,6 @@ from image_transformer.metrics import read_metrics
 from image_transformer.model import ImageTransformer
 from image_transformer.runs import Run
 
-# What can be drawn, and which flags say of what.
-KINDS = {'attention': ['position', 'input', 'labels'], 'memory': ['position'],
-         'bits': ['input', 'num_inputs', 'labels'], 'curves': []}
-
 HIDDEN, MEMORY, OWN_BLOCK, QUERY = range(4)
 
 _COLORS = '#e8e8e8', '#7fb2dd', '#f2b15f', '#c0302c'

@@ -1,9 +1,13 @@
-"""What a trained model is to complete or to enlarge: files of any size, or the first images of a split."""
+"""What a trained model is given: files of any size or the first images of a split, and classes."""
+
+from collections.abc import Sequence
+import re
 
 from etils import epath
 import numpy as np
 
 from image_transformer import data, images
+from image_transformer.config import check
 from image_transformer.errors import InputError
 from image_transformer.runs import Run
 
@@ -48,6 +52,21 @@ def read_inputs(run: Run, path: epath.PathLike | None, number: int) -> dict[str,
   if upscale > 1:
     inputs['low_res'] = np.stack([_fit(*pair, small) for pair in zip(files, pictures)])
   return inputs
+
+
+def read_labels(run: Run, words: Sequence[str] | None, number: int) -> dict[str, np.ndarray]:
+  """'label' int32 [number] from the words of the flag --labels, repeated; nothing if it is not given.
+
+  Raises:
+    InputError: if there are no such classes.
+  """
+  if words is None:
+    return {}
+  classes = run.model.spec.num_classes
+  check(run.model.config.class_conditional, '--labels', ','.join(words), 'absent: this model has no classes')
+  good = words and all(re.fullmatch(r'\d+', word) and int(word) < classes for word in words)
+  check(good, '--labels', ','.join(words), f'classes in 0..{classes - 1}, separated by commas')
+  return {'label': np.resize(np.array(words, np.int32), number)}
 
 
 def _fit(file, picture, size):

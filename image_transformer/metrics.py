@@ -89,6 +89,8 @@ for scheme in ('gs', 's3'):
 
 def write_picture(workdir: epath.Path, step: int, name: str, picture: np.ndarray) -> None:
   """Adds a uint8 [height, width, 3] picture to TensorBoard's events of a run that is not training now."""
+  if not devices.is_first():
+    return
   board = EventsWriter(os.fspath(workdir / 'events'))
   board.write_event(event_pb2.Event(wall_time=time.time(), step=step,
                                     summary=summary.image(name, picture, dataformats='HWC')))
@@ -173,6 +175,16 @@ def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
 def training_seconds(workdir: epath.Path) -> float:
   """Wall-clock seconds of training so far, over all restarts."""
   return max((line['seconds'] for line in read_metrics(workdir) if 'seconds' in line), default=0.0)
+
+
+def unless_fuller(path: epath.Path, step: int, num_images: int, other: epath.Path) -> epath.Path:
+  """`path`, or `other` where results at `path` were measured on more images, and are still true of this step."""
+  try:
+    old = json.loads(path.read_text())
+    fuller = old['step'] == step and old['num_images'] > num_images
+  except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):  # a damaged one is replaced
+    return path
+  return other if fuller else path
 
 
 def write_results(path: epath.Path, config: Config, *, params: Any, step: int, num_train_images: int,

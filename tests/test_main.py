@@ -206,8 +206,11 @@ def test_the_table_of_runs(call, digits, superres):
 
 @pytest.mark.parametrize('run, arguments, says', [
     ('digits', '--mode=train --average_checkpoints=2', '--average_checkpoints means nothing to --mode=train'),
-    ('digits', '--mode=picture --kind=heads', "--kind is 'heads', but must be one of attention, memory, bits, curves"),
-    ('digits', '--mode=picture --kind=bits --position=1,1', '--position'),
+    ('digits', '--mode=picture --kind=heads', "--kind is 'heads', but must be attention, memory, bits or curves"),
+    ('digits', '--mode=picture --kind=bits --position=1,1', '--position means nothing to --mode=picture --kind=bits; '
+     'leave it out. It is for: picture --kind=attention, picture --kind=memory.'),
+    ('digits', '--mode=picture --kind=curves --average_checkpoints=2', '--average_checkpoints means nothing'),
+    ('digits', '--mode=eval --kind=bits', '--kind means nothing to --mode=eval'),
     ('digits', '--mode=picture --position=8,0', 'ROW,COLUMN with rows in 0..7'),
     ('digits', '--mode=sample --keep=4', '--keep means nothing to --mode=sample'),
     ('digits', '--mode=eval --average_checkpoints=0', '--average_checkpoints is 0'),

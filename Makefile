@@ -1,5 +1,5 @@
 # make demo    sets up, trains on embedded digits, evaluates, draws samples (minutes)
-# make check   sets up, checks the code with ruff (seconds)
+# make check   sets up, checks the code with ruff and mypy (half a minute)
 # make test    sets up, runs the tests (minutes)
 # make test-all  the long ones too: every command of the README, every experiment in its small form (an hour)
 # make bench   sets up, measures speed against the machine's own limits (18 minutes on 2 cores); JSON in runs/bench/
@@ -29,6 +29,7 @@ demo: setup
 
 check: setup
 	$(RUN) -m ruff check .
+	$(RUN) -m mypy
 
 test: setup
 	$(RUN) -m pytest -q -n 2 --dist loadfile tests

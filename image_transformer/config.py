@@ -28,7 +28,7 @@ _MAX_WEIGHTS = 10**11
 _MAX_SIDE = 4_096
 
 
-def check(condition: bool, field: str, value: Any, need: str) -> None:
+def check(condition: object, field: str, value: Any, need: str) -> None:
   """Raises InputError naming `field`, its value and what it must be."""
   if not condition:
     raise InputError(f'{field} is {shown(value)}, but must be {need}.')
@@ -72,7 +72,7 @@ def _not_negative_float(value: float) -> bool:
 
 
 def _fraction(value: float) -> bool:
-  return 0 <= value < 1 and np.float32(value) < 1
+  return 0 <= value < 1 and bool(np.float32(value) < 1)
 
 
 @dataclasses.dataclass(frozen=True)

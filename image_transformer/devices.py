@@ -28,12 +28,12 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
   Raises:
     InputError: for values that cannot be, or if the others are not reached.
   """
-  given = [value for value in (coordinator, num_processes, process_id) if value is not None]
-  if not given and not distributed:
-    return False
-  if given:
-    check(len(given) == 3, '--coordinator, --num_processes, --process_id', (coordinator, num_processes, process_id),
-          'given together')
+  if coordinator is None or num_processes is None or process_id is None:
+    given = coordinator, num_processes, process_id
+    check(given == (None, None, None), '--coordinator, --num_processes, --process_id', given, 'given together')
+    if not distributed:
+      return False
+  else:
     check(re.fullmatch(r'\S+:\d+', coordinator), '--coordinator', coordinator, 'HOST:PORT')
     check(num_processes > 0, '--num_processes', num_processes, 'positive')
     check(0 <= process_id < num_processes, '--process_id', process_id, f'in 0..{num_processes - 1}')

@@ -27,8 +27,8 @@ class RunError(RuntimeError):
 
 def last_line(error: Exception) -> str:
   """What an error says, without the traceback that ml_collections puts before it."""
-  error = error.__cause__ or error
-  if isinstance(error, flags.Error) and 'Traceback' not in str(error):
-    return str(error)  # with the line breaks that the user typed, if any
-  text = str(error).replace('\\n', '\n').strip() or type(error).__name__
+  cause = error.__cause__ or error
+  if isinstance(cause, flags.Error) and 'Traceback' not in str(cause):
+    return str(cause)  # with the line breaks that the user typed, if any
+  text = str(cause).replace('\\n', '\n').strip() or type(cause).__name__
   return re.sub(r"^[\w.]*Error: |(?<=\?)['\"]$", '', text.splitlines()[-1].strip())

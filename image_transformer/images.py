@@ -21,14 +21,14 @@ def find_files(path: os.PathLike | str) -> list[epath.Path]:
   Raises:
     InputError: if `path` does not exist, or is a directory without files.
   """
-  path = epath.Path(path)
-  if path.is_file():
-    return [path]
-  if not path.is_dir():
+  root = epath.Path(path)
+  if root.is_file():
+    return [root]
+  if not root.is_dir():
     raise InputError(f'{path} does not exist: name a file or a directory.')
-  found = (folder / name for folder, _, names in path.walk() for name in names)
+  found = (folder / name for folder, _, names in root.walk() for name in names)
   files = sorted(file for file in found
-                 if not any(part.startswith('.') for part in file.relative_to(path).parts)
+                 if not any(part.startswith('.') for part in file.relative_to(root).parts)
                  and file.is_file() and not pathlib.Path(file).is_fifo())  # a pipe could be read for ever
   if not files:
     raise InputError(f'{path} holds no files: put some there, or name another directory.')

@@ -56,10 +56,10 @@ class BlockLayout:
   Positions have a raster index (row * columns + column) * depth + channel.
   """
 
-  grid: tuple[int, int]  # rows, columns
+  grid: tuple[int, ...]  # rows, columns
   depth: int  # positions per cell, generated together (R, G, B of a pixel)
-  block: tuple[int, int]  # rows and columns of a query block
-  flange: tuple[int, int]  # memory rows above, memory columns to the left and right
+  block: tuple[int, ...]  # rows and columns of a query block
+  flange: tuple[int, ...]  # memory rows above, memory columns to the left and right
 
   @property
   def blocks(self) -> tuple[int, int]:

@@ -187,7 +187,7 @@ def unless_fuller(path: epath.Path, step: int, num_images: int, other: epath.Pat
   return other if fuller else path
 
 
-def write_results(path: epath.Path, config: Config, *, params: Any, step: int, num_train_images: int,
+def write_results(path: epath.Path, config: Config, *, params: Any, step: int, num_train_images: int | None,
                   evaluation: Evaluation, num_checkpoints: int = 1) -> None:
   """Writes results.json: the exact bits/dim of a checkpoint and all that is needed to read the number.
 
@@ -196,7 +196,7 @@ def write_results(path: epath.Path, config: Config, *, params: Any, step: int, n
     config: its configuration.
     params: the parameters evaluated, for their number.
     step: after how many steps.
-    num_train_images: on how many images it was trained.
+    num_train_images: on how many images it was trained, where that is known.
     evaluation: of `config.eval.split`.
     num_checkpoints: of how many checkpoints the parameters are the mean.
   """

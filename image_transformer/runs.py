@@ -115,11 +115,11 @@ def _check_same_run(workdir, old, new):
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
   """The fields in which two runs differ, with both values; those that may change on the way do not count."""
-  old, new = _flatten(dataclasses.asdict(old)), _flatten(dataclasses.asdict(new))
+  before, after = _flatten(dataclasses.asdict(old)), _flatten(dataclasses.asdict(new))
   # A cosine ends at the last step, so there the number of steps shapes the whole run.
-  free = set(_FREE) - ({'train.steps'} if new['optimizer.schedule'] == 'cosine' else set())
-  return {field: (old[field], new[field]) for field in old
-          if old[field] != new[field] and not free & {field, field.split('.')[0]}}
+  free = set(_FREE) - ({'train.steps'} if new.optimizer.schedule == 'cosine' else set())
+  return {field: (before[field], after[field]) for field in before
+          if before[field] != after[field] and not free & {field, field.split('.')[0]}}
 
 
 def _flatten(tree, prefix=''):

@@ -5,6 +5,7 @@ number i of a seed is the same picture (up to rounding) in every batch size and 
 """
 
 from collections.abc import Callable
+import functools
 import math
 from typing import Any
 
@@ -43,11 +44,12 @@ def sample(model: ImageTransformer, variables: Any, keys: jax.Array, given: Give
   order = jnp.asarray(layout.order)
   start = layout.generated[num_kept]
   start_block, start_slot = divmod(int(start), layout.block_size)
-  encoded = model.apply(variables, given, method='encode')
+  network: Callable[..., Any] = functools.partial(model.apply, variables)
+  encoded = network(given, method='encode')
 
   def generate_slot(slot, carry, block):
     caches, previous, log_prob, values_SBv = carry
-    parameters, caches = model.apply(variables, previous, block, slot, encoded, caches, method='step')
+    parameters, caches = network(previous, block, slot, encoded, caches, method='step')
     index = order[block, slot]
     slot_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
     drawn = jax.vmap(likelihood.sample, (0, 0, None))(slot_keys, parameters, temperature)
@@ -65,15 +67,16 @@ def sample(model: ImageTransformer, variables: Any, keys: jax.Array, given: Give
     return [attention.end_block(memory, cache) for memory, cache in zip(memories, caches)], *rest
 
   if num_kept:
+    assert images is not None, 'num_kept is of images that are given'
     hidden = layout.order.ravel()[layout.generated[num_kept:]]
     # A number that is no intensity would be embedded as NaN, and no mask hides that.
-    images = model.apply(variables, images, method='values').at[:, hidden].set(0).reshape(images.shape)
-    memories = model.apply(variables, images, encoded, start_block, method='remember')
+    images = network(images, method='values').at[:, hidden].set(0).reshape(images.shape)
+    memories = network(images, encoded, start_block, method='remember')
   else:
     images = jnp.zeros((num_images, *model.spec.shape), jnp.uint8)
     shape_BHK = num_images, config.num_heads, config.qkv_width // config.num_heads
     memories = [attention.begin_memory(layout, shape_BHK, jnp.dtype(config.dtype))] * config.num_layers
-  values_BLv = model.apply(variables, images, method='values')
+  values_BLv = network(images, method='values')
   values_SBv = jnp.moveaxis(values_BLv[:, layout.order.ravel()], 0, 1)
   previous = values_BLv[:, layout.previous.ravel()[start]]
   carry = memories, previous, jnp.zeros(num_images), values_SBv
@@ -122,7 +125,7 @@ def make_sampler(model: ImageTransformer, batch_size: int, num_kept: int = 0) ->
   return draw
 
 
-def class_rows(model: ImageTransformer, num_images: int) -> tuple[Given, int]:
+def class_rows(model: ImageTransformer, num_images: int) -> tuple[dict[str, np.ndarray], int]:
   """Labels and columns of a grid with one row per class; no labels and the columns of a square without classes."""
   if not model.config.class_conditional:
     return {}, math.ceil(num_images**0.5)

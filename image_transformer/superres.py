@@ -46,7 +46,8 @@ def strips(low_res: np.ndarray, samples: np.ndarray, originals: np.ndarray | Non
   Returns:
     uint8 [height, width, 3].
   """
-  columns = [low_res, bicubic(low_res, *samples.shape[2:4], levels), *np.moveaxis(samples, 1, 0)]
+  height, width = samples.shape[2:4]
+  columns = [low_res, bicubic(low_res, height, width, levels), *np.moveaxis(samples, 1, 0)]
   return pictures.strips(columns + ([] if originals is None else [originals]), levels)
 
 

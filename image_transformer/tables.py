@@ -48,11 +48,10 @@ class Row:
 
 
 class Entry(NamedTuple):
-  """A row and the configurations of its run; both None for others' models."""
+  """A row and its runs."""
 
   row: Row
-  full: Config | None
-  smoke: Config | None  # of its small form
+  configs: Mapping[str, Config]  # of its run, 'full' and 'smoke', its small form; none for others' models
 
 
 class Found(NamedTuple):
@@ -131,23 +130,22 @@ def render(entries: Sequence[Entry], found: Sequence[Found], as_csv: bool = Fals
 
 def _form(entry: Entry, run: Found) -> str | None:
   """'full' or 'smoke' if the run has the row's configuration in that form (with any seed)."""
-  for form in ('full', 'smoke'):
-    config = getattr(entry, form)
-    if config is not None and not set(runs.differences(run.config, config)) - {'seed'}:
+  for form, config in entry.configs.items():
+    if not set(runs.differences(run.config, config)) - {'seed'}:
       return form
   return None
 
 
 def _missing(entry: Entry, run: Found) -> list[str]:
   """Why a run with the row's configuration, in either form, is not the row's number."""
-  results = run.results
-  missing = [':smoke, a small model'] if _form(entry, run) == 'smoke' else []
-  if run.config.model.likelihood != entry.full.model.likelihood:
+  results, full, form = run.results, entry.configs['full'], _form(entry, run) or 'full'
+  missing = [':smoke, a small model'] if form == 'smoke' else []
+  if run.config.model.likelihood != full.model.likelihood:
     missing.append(f'likelihood {run.config.model.likelihood}')
-  if results['split'] != entry.full.eval.split:
+  if results['split'] != full.eval.split:
     missing.append(f'on {results["split"]}')
   missing += _parts(run)
-  steps = getattr(entry, _form(entry, run)).train.steps
+  steps = entry.configs[form].train.steps
   if results['step'] != steps:
     missing.append(f'step {results["step"]:,}, not {steps:,}')
   if _checkpoints(results) != entry.row.num_checkpoints:

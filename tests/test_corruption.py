@@ -258,7 +258,7 @@ def test_damaged_reports_are_shown_or_named(run, file, tmp_path):
   texts = [*NOTHING, *map(json.dumps, wrong_types(good))]
   texts += [json.dumps(good)[:length] for length in range(0, len(json.dumps(good)) - 1, 40)]
   num_refused = 0
-  entry = tables.Entry(tables.Row('a', 'b', '', 'c'), runs.read_config(folder), None)
+  entry = tables.Entry(tables.Row('a', 'b', '', 'c'), {'full': runs.read_config(folder)})
   for text in texts:
     (folder / file).write_bytes(text.encode(errors='surrogatepass'))
     try:

@@ -11,8 +11,7 @@ from configs import paper
 from image_transformer import runs, tables
 from image_transformer.errors import InputError
 
-ENTRIES = [tables.Entry(row, row.config and paper.load(row.config), row.config and paper.load(paper.smoke(row.config)))
-           for row in paper.ROWS]
+ENTRIES = paper.entries()
 CIFAR10, IMAGENET, CELEBA = 'cifar10_1d.py', 'imagenet32_1d.py', 'celeba_superres_1d.py'
 SIZES = {'cifar10': (50_000, 10_000), 'imagenet32_old': (1_281_149, 49_999), 'celeba': (162_770, 19_962)}
 
@@ -82,7 +81,7 @@ def test_the_published_numbers():
 
 
 def test_no_run_can_stand_in_two_rows():
-  configs = [config for entry in ENTRIES if entry.full for config in (entry.full, entry.smoke)]
+  configs = [config for entry in ENTRIES for config in entry.configs.values()]
   alike = sum(not runs.differences(one, other) for one in configs for other in configs)
   assert alike == len(configs)  # each to itself
 
@@ -95,7 +94,7 @@ def test_without_runs_every_row_stands_there_once(tmp_path):
 
 
 def test_a_whole_run_stands_in_its_row(leave, tmp_path):
-  leave(entry(CIFAR10).full)
+  leave(entry(CIFAR10).configs['full'])
   line, = lines_of(CIFAR10, tmp_path)
   assert line['row'] == '1D, categorical, 12 layers' and line['published'] == '2.90' and line['remarks'] == ''
   assert line['ours'] == '2.91234' and line['standard error'] == '0.00456' and line['hours'] == '25.0'
@@ -107,7 +106,7 @@ def test_a_whole_run_stands_in_its_row(leave, tmp_path):
 @pytest.mark.parametrize('fields', [dict(data_dir='/elsewhere'), dict(eval__batch_size=7), dict(model__remat=True),
                                     dict(train__checkpoint_every=5), dict(train__keep_checkpoints=9)])
 def test_what_may_change_on_the_way_does_not_matter(leave, tmp_path, fields):
-  leave(changed(entry(CIFAR10).full, **fields))
+  leave(changed(entry(CIFAR10).configs['full'], **fields))
   line, = lines_of(CIFAR10, tmp_path)
   assert line['ours'] == '2.91234' and line['remarks'] == ''
 
@@ -123,7 +122,7 @@ def test_what_may_change_on_the_way_does_not_matter(leave, tmp_path, fields):
     (dict(train__steps=1_000), {}, 'step 1,000, not 500,000'),
 ])
 def test_a_run_that_lacks_one_thing_is_not_the_row(leave, tmp_path, fields, results, remark):
-  leave(changed(entry(CIFAR10).full, **fields), **results)
+  leave(changed(entry(CIFAR10).configs['full'], **fields), **results)
   row, run = lines_of(CIFAR10, tmp_path)
   assert row['ours'] == 'not run' and row['published'] == '2.90'
   assert run['row'] == '1D, categorical, 12 layers: not this row' and run['ours'] == '2.91234'
@@ -133,7 +132,7 @@ def test_a_run_that_lacks_one_thing_is_not_the_row(leave, tmp_path, fields, resu
 @pytest.mark.parametrize('fields', [
     dict(model__dropout=0.1), dict(model__query_block=(255,)), dict(train__flip=True), dict(optimizer__b2=0.9)])
 def test_a_run_with_another_configuration_is_another_run(leave, tmp_path, fields):
-  folder = leave(changed(entry(CIFAR10).full, **fields), num_train_images=8_068)
+  folder = leave(changed(entry(CIFAR10).configs['full'], **fields), num_train_images=8_068)
   row, = lines_of(CIFAR10, tmp_path)
   assert row['ours'] == 'not run'
   other, = (line for line in lines(tmp_path) if line['table'] == 'Other runs')
@@ -143,28 +142,28 @@ def test_a_run_with_another_configuration_is_another_run(leave, tmp_path, fields
 
 def test_seeds_stand_side_by_side(leave, tmp_path):
   for seed in (0, 5):
-    leave(changed(entry(CIFAR10).full, seed=seed), name=f'seed_{seed}')
+    leave(changed(entry(CIFAR10).configs['full'], seed=seed), name=f'seed_{seed}')
   assert [line['remarks'] for line in lines_of(CIFAR10, tmp_path)] == ['', 'seed 5']
 
 
 def test_small_forms_are_marked(leave, tmp_path):
-  leave(entry(CIFAR10).smoke)
+  leave(entry(CIFAR10).configs['smoke'])
   row, run = lines_of(CIFAR10, tmp_path)
   assert row['ours'] == 'not run' and run['remarks'] == ':smoke, a small model'
 
 
 def test_imagenet_is_the_mean_of_checkpoints(leave, tmp_path):
   """Its own file beside that of the last checkpoint alone, which is not the row."""
-  leave(entry(IMAGENET).full)
+  leave(entry(IMAGENET).configs['full'])
   row, last = lines_of(IMAGENET, tmp_path)
   assert row['ours'] == 'not run' and last['remarks'] == 'mean of 1 checkpoint(s), not 8'
-  leave(entry(IMAGENET).full, file='results_average8.json', num_checkpoints=8, bits_per_dim=2.5)
+  leave(entry(IMAGENET).configs['full'], file='results_average8.json', num_checkpoints=8, bits_per_dim=2.5)
   row, last = lines_of(IMAGENET, tmp_path)
   assert row['ours'] == '2.5' and row['published'] == '3.77' and last['ours'] == '2.91234'
 
 
 def test_generated_images_are_left_out_and_named(leave, tmp_path):
-  folder = leave(changed(entry(CIFAR10).smoke, dataset='generated_cifar10'))
+  folder = leave(changed(entry(CIFAR10).configs['smoke'], dataset='generated_cifar10'))
   row, = lines_of(CIFAR10, tmp_path)
   assert row['ours'] == 'not run' and 'Other runs' not in {line['table'] for line in lines(tmp_path)}
   assert tables.render(ENTRIES, tables.collect(tmp_path)).endswith(f'generated images: {folder}.')
@@ -189,7 +188,7 @@ def sample_lines(folder):
 
 
 def test_samples_stand_beside_the_judges(leave, tmp_path):
-  config = entry(CELEBA).full
+  config = entry(CELEBA).configs['full']
   leave(config, samples=samples_of(config))
   own = sample_lines(tmp_path)
   assert [line['temperature'] for line in own] == ['bicubic', '1', '0.8']
@@ -206,7 +205,7 @@ def test_samples_stand_beside_the_judges(leave, tmp_path):
     ({}, dict(source='train'), 'images of train'),
 ])
 def test_samples_of_no_whole_run_are_marked(leave, tmp_path, results, about, remark):
-  config = entry(CELEBA).full
+  config = entry(CELEBA).configs['full']
   leave(config, samples=samples_of(config, **about), **results)
   own = sample_lines(tmp_path)
   assert len(own) == 3
@@ -223,9 +222,9 @@ def rounded(cell):
 
 
 def test_markdown_and_csv_hold_the_same_cells(leave, tmp_path):
-  leave(entry(CIFAR10).full)
-  leave(entry(IMAGENET).smoke, name='small', standard_error=None)
-  config = entry(CELEBA).full
+  leave(entry(CIFAR10).configs['full'])
+  leave(entry(IMAGENET).configs['smoke'], name='small', standard_error=None)
+  config = entry(CELEBA).configs['full']
   leave(config, name='faces', samples=samples_of(config))
   table, columns, from_markdown = '', (), []
   for line in tables.render(ENTRIES, tables.collect(tmp_path)).splitlines():
@@ -248,7 +247,7 @@ def test_markdown_and_csv_hold_the_same_cells(leave, tmp_path):
     *((file, text) for file in ('results.json', 'superres.json') for text in ('', '{"bits_per_dim": 2.9', '{}', '[]')),
     ('config.json', '{"seed": 1')])
 def test_a_damaged_file_is_named_in_one_line(leave, tmp_path, file, text):
-  folder = leave(entry(CIFAR10).full)
+  folder = leave(entry(CIFAR10).configs['full'])
   (folder / file).write_text(text)
   with pytest.raises(InputError, match=file) as raised:
     tables.collect(tmp_path)

@@ -4,7 +4,7 @@ To add one, write a TFDS builder that needs no TensorFlow (see `digits.py`) and
 give it an entry in `SOURCES`; its name is then a value of `--config.dataset`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 
@@ -23,7 +23,7 @@ class Source:
 
   spec: ImageSpec
   builder: type[tfds.core.DatasetBuilder]
-  sizes: dict[str, int | None]  # the splits, and how many images they officially have; None: it is not settled
+  sizes: Mapping[str, int | None]  # the splits, and how many images they officially have; None: it is not settled
   config: str | tfds.core.BuilderConfig | None = None  # the builder's
   stored: tuple[int, int, int] | None = None  # shape of the stored images, where they are larger than `spec`
   note: Callable[[tfds.core.DatasetBuilder], str] = lambda builder: ''  # which data it is, where that is in doubt

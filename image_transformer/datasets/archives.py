@@ -14,6 +14,7 @@ class FromArchives:
 
   title: str  # of the dataset, for people
   origin: str  # where its archives can be had
+  data_dir_root: str  # TFDS's: where the user keeps data
 
   @property
   def file_names(self) -> tuple[str, ...]:

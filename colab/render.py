@@ -37,7 +37,7 @@ def as_seen(notebook: nbformat.NotebookNode) -> None:
         # A line that was written over, or from below, is gone, and so is a bar when it is full.
         lines = [line.rstrip('\r').split('\r')[-1] for line in output.text.split('\n') if '\x1b[A' not in line]
         lines = [line for line in lines if line.strip() and '%|' not in line]
-        text = re.sub(r'\x1b\[\d*m', '', '\n'.join(lines))
+        text = re.sub(r'\x1b\[[\d;]*m', '', '\n'.join(lines))
         text = re.sub(re.escape(tempfile.gettempdir()) + r'/\w+/', '', text)
         output.text = text.replace(str(HERE.parent.resolve()), '.') + '\n'
     if 'outputs' in cell:

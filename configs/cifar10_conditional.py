@@ -1,4 +1,4 @@
-"""CIFAR-10, class-conditional, 1D local attention, categorical (paper section 5.1).
+"""CIFAR-10, class-conditional, 1D local attention, categorical (paper section 5.2).
 
   python main.py --config=configs/cifar10_conditional.py
 

@@ -89,7 +89,7 @@ def visible_from(layout: BlockLayout, index: int) -> np.ndarray:
 
 
 def memory(model: ImageTransformer, row: int, column: int) -> Figure:
-  """What the first position of a pixel may see (paper figure 1); the channels of a pixel stand side by side."""
+  """What the first position of a pixel may see (paper figure 2); the channels of a pixel stand side by side."""
   figure = _figure(5.2, 5.4)
   axes, spec = figure.add_subplot(), model.spec
   kinds = visible_from(model.layout, _index(model, row, column)).reshape(spec.height, -1)

@@ -1,4 +1,4 @@
-"""Likelihoods of intensities: what the network's outputs mean (paper section 3.1).
+"""Likelihoods of intensities: what the network's outputs mean (paper section 3.4).
 
 Two classes with one interface. `values` are integer intensities in 0..levels-1, the
 last axis running over the channels predicted at one position: one for `Categorical`,

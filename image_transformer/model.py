@@ -37,7 +37,7 @@ class ImageTransformer(nn.Module):
 
   Images are integers [B, H, W, C] in 0..levels-1. A model may be conditioned on labels
   (`config.class_conditional`) and on the image made smaller (`config.upscale`, paper section
-  3.4); it then needs what `conditions` names, as the entries of `given`.
+  3.2); it then needs what `conditions` names, as the entries of `given`.
   """
 
   config: ModelConfig
@@ -93,7 +93,7 @@ class ImageTransformer(nn.Module):
     return images.astype(jnp.int32).reshape(images.shape[0], -1, self.likelihood.values_per_position)
 
   def encode(self, given: Given, places: jax.Array | None = None) -> Encoded:
-    """Runs the encoder (paper section 3.4) and looks the classes up.
+    """Runs the encoder (paper section 3.2) and looks the classes up (section 5.2).
 
     Raises:
       InputError: if a condition of the model is missing.

@@ -10,7 +10,7 @@ from configs import base, cifar10_1d_dmol
 
 
 def get_config(variant=''):
-  small = base.smoke(query_block=(32,), memory_flange=(64,), num_steps=9000, batch_size=4, embedding_gain=20.0)
+  small = base.smoke(query_block=(32,), memory_flange=(64,), num_steps=8000, batch_size=4, embedding_gain=20.0)
   return base.experiment(variant, {
       **cifar10_1d_dmol.FIELDS,
       **small,

@@ -12,6 +12,9 @@ from PIL import Image
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / 'benchmarks'))
+
+import comparison
 
 
 def commands():
@@ -23,6 +26,7 @@ def commands():
 def small(command):
   """The same command, on the small form of a configuration and on this Python."""
   command = re.sub(r'(configs/(?!digits)\w+\.py)(?!\S*:)', r'\1:smoke', command)
+  command = re.sub(r' --config\.train\.steps=\d+', '', command)
   command = re.sub(r'^launch/paper_tables\.sh$', 'launch/paper_tables.sh --smoke', command)
   return re.sub(r'^python ', f'{sys.executable} ', command)
 
@@ -45,6 +49,41 @@ def test_measured_runs_are_in_results():
     assert f'{run["bits_per_dim"]:.3f}' == bits_per_dim and f'{run["standard_error"]:.3f}' == error, name
     counts = run['num_images'], run['num_train_images'], run['step'], round(run['training_seconds'])
     assert ' | '.join(f'{count:,}' for count in counts) == rest, name
+
+
+def test_rungs_are_in_results():
+  rungs = {1: 'digits', 2: 'cifar10_1d_dmol_smoke', 3: 'cifar10_small'}
+  rows = re.findall(r'^\| (\d) \| 2 CPU cores \| .* \| ([\d.]+) \| ([\d,]+), ([\d,]+) ',
+                    section('From five minutes to the paper'), re.MULTILINE)
+  assert [int(rung) for rung, *_ in rows] == list(rungs)
+  for rung, *numbers in rows:
+    run = results(rungs[int(rung)], 'results.json')
+    assert numbers == [f'{run["bits_per_dim"]:.3f}', f'{run["num_images"]:,}', f'{run["num_train_images"]:,}'], rung
+
+
+def test_coders_are_in_results():
+  rows = results('coders.json')['rows']
+  best = {name: [min(row[which] for row in rows if row['coder'].startswith(name))
+                 for which in ('bits/dim', 'bits/dim in one sheet')] for name in ('PNG', 'WebP', 'JPEG XL')}
+  found = re.findall(r'(PNG|WebP|JPEG\sXL)\s([\d.]+)\sand\s([\d.]+)', section('From five minutes to the paper'))
+  assert {' '.join(name.split()): numbers for name, *numbers in found} == {
+      name: [f'{value:.2f}' for value in values] for name, values in best.items()}
+
+
+def test_the_comparison_is_in_results():
+  table = comparison.table(ROOT / 'results' / 'comparison')
+  assert table in (ROOT / 'README.md').read_text()
+  assert len(re.findall(r'^\| block \d+ \| [\d.]+ \+- [\d.]+ \| [\d.]+, [\d.]+', table, re.MULTILINE)) == 4
+
+
+def test_names_that_stand_for_the_paper_are_there():
+  rows = re.findall(r'^\|[^|]+\| ([^|]*`[\w/.]+\.py`[^|]*) \| ([^|]*) \|$', section('From the paper to the code'),
+                    re.MULTILINE)
+  assert len(rows) > 8
+  for files, names in rows:
+    code = ''.join((ROOT / 'image_transformer' / file).read_text() for file in re.findall('`(.*?)`', files))
+    for name in re.findall('`(.*?)`', names):
+      assert re.search(rf'^ *(class|def) {name}\b', code, re.MULTILINE), name
 
 
 def test_super_resolution_is_in_results():

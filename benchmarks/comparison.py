@@ -140,7 +140,7 @@ def curves(out: pathlib.Path) -> Figure:
           by_step.setdefault(line['step'], []).append(line['bits_per_dim'])
     axes.plot(list(by_step), [statistics.mean(values) for values in by_step.values()], marker='.', label=name)
   axes.set(xlabel='step', ylabel='bits/dim of 64 test images')
-  axes.legend(frameon=False)
+  axes.legend(frameon=False, fontsize=8)
   figure.tight_layout()
   return figure
 

@@ -2,8 +2,8 @@
 
   python main.py --config=configs/cifar10_small.py
 
-Hardware: 2 CPU cores are enough. Measured on 8,068 training and 1,017 test images: see results/.
-Flips and averaged parameters are on, since so few images are soon known by heart.
+Hardware: 2 CPU cores. Time: an hour. Measured: 3.63 bits/dim on 1,017 test images after training on
+8,068 (results/). Flips and averaged parameters are on, since so few images are soon known by heart.
 """
 
 from configs import base, cifar10_1d_dmol

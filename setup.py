@@ -20,8 +20,8 @@ setuptools.setup(
         'absl-py>=2.1',
         'array_record>=0.7',
         'dm-pix>=0.4.3',
-        'etils[epath]>=1.9',
-        'flax>=0.12',
+        'etils[epath]>=1.14',
+        'flax>=0.12.2',
         'grain>=0.2.10',
         'importlib_resources>=6',  # tensorflow-datasets imports it without declaring it
         'jax>=0.10,<0.13',
@@ -32,7 +32,7 @@ setuptools.setup(
         'orbax-checkpoint>=0.11.20',
         'pillow>=11',
         'tensorboardX>=2.6.2',
-        'tensorflow-datasets>=4.9.8',
+        'tensorflow-datasets>=4.9.10',
         'tqdm>=4.66',
     ],
     extras_require={

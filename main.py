@@ -52,7 +52,7 @@ from image_transformer.errors import InputError, RunError, last_line
 from image_transformer.evaluate import make_evaluator
 from image_transformer.inputs import read_inputs, read_labels
 from image_transformer.metrics import Evaluation, unless_fuller, write_picture, write_results
-from image_transformer.model import make_model
+from image_transformer.model import make_model, num_parameters
 from image_transformer.sampling import class_rows, make_sampler, positions_in_rows
 from image_transformer.train import Trainer, check_config, num_train_images
 from image_transformer.workdir import write_whole
@@ -110,7 +110,7 @@ def train() -> None:
   with runs.own(workdir, config):
     evaluation = trainer.run()
     try:
-      _report(runs.load(workdir, config), evaluation)
+      _report(config, config.train.steps, evaluation)
     except OSError as error:
       raise RunError(f'The results could not be written ({error}). Make room, then give the same command again.') \
           from error
@@ -122,16 +122,25 @@ def evaluate() -> None:
   _print_note(run.config)
   source = data.open_split(run.config, run.config.eval.split)
   params = devices.replicate(run.variables['params'])
-  _report(run, make_evaluator(run.model, run.config.eval.batch_size)(params, source, run.config.eval.num_images))
+  evaluation = make_evaluator(run.model, run.config.eval.batch_size)(params, source, run.config.eval.num_images)
+  _report(run.config, run.step, evaluation)
 
 
-def _report(run: runs.Run, evaluation: Evaluation) -> None:
-  workdir, config = _workdir(), run.config
-  path = workdir / (f'results_average{_AVERAGE.value}.json' if _AVERAGE.value > 1 else 'results.json')
-  path = unless_fuller(path, run.step, evaluation.num_images, workdir / f'results_first{evaluation.num_images}.json')
-  write_results(path, config, params=run.variables, step=run.step, evaluation=evaluation,
-                num_train_images=num_train_images(workdir), num_checkpoints=_AVERAGE.value)
-  print(f'{evaluation} of {config.dataset} {config.eval.split}, step {run.step}. In {workdir}: {path.name}')
+def _report(config: config_lib.Config, step: int, evaluation: Evaluation) -> None:
+  workdir = _workdir()
+  parts = [f'average{_AVERAGE.value}' if _AVERAGE.value > 1 else '', '' if _own_split(config) else config.eval.split]
+  path = workdir / ('_'.join(filter(None, ['results', *parts])) + '.json')
+  path = unless_fuller(path, step, evaluation.num_images,
+                       path.with_name(f'{path.stem}_first{evaluation.num_images}.json'))
+  write_results(path, config, num_parameters=num_parameters(make_model(config.model, data.image_spec(config))),
+                step=step, evaluation=evaluation, num_train_images=num_train_images(workdir),
+                num_checkpoints=_AVERAGE.value)
+  print(f'{evaluation} of {config.dataset} {config.eval.split}, step {step}. In {workdir}: {path.name}')
+
+
+def _own_split(config: config_lib.Config) -> bool:
+  """Whether images are of the split on which the run in the workdir evaluates itself."""
+  return config.eval.split == runs.read_config(_workdir()).eval.split
 
 
 def _print_note(config: config_lib.Config) -> None:
@@ -146,8 +155,9 @@ def sample() -> None:
   given, columns = class_rows(run.model, number)
   given = {**given, **read_labels(run, _LABELS.value, number)}
   draw = make_sampler(run.model, run.config.sample.batch_size)
+  params = devices.replicate(run.variables['params'])
   for temperature in _temperatures(run):
-    images, log_probs = draw(devices.replicate(run.variables['params']), _SEED.value, number, given, temperature)
+    images, log_probs = draw(params, _SEED.value, number, given, temperature)
     picture = pictures.grid(images, run.model.spec.levels, columns)
     _write(run, '', temperature, picture, images=images, log_probs=log_probs, **given)
 
@@ -188,8 +198,8 @@ def super_resolve() -> None:
     print(f'{evaluation}, each given its small form')
   print(superres.table(measures))
   path = _path(run, '_superres', log_probs).with_suffix('.json')
-  if not _INPUT.value and not _LABELS.value:  # what the tables show
-    path = unless_fuller(_workdir() / 'superres.json', run.step, len(samples), path)
+  if not _INPUT.value and not _LABELS.value and _AVERAGE.value == 1 and _own_split(run.config):  # what the tables show
+    path = unless_fuller(_workdir() / 'superres.json', run.step, len(samples), path, measures)
   superres.write_report(path, measures, evaluation, dataset=run.config.dataset, step=run.step,
                         num_checkpoints=_AVERAGE.value, source=_INPUT.value or run.config.eval.split,
                         labels=_LABELS.value, num_samples=samples.shape[1], seed=_SEED.value)
@@ -213,6 +223,7 @@ def picture() -> None:
     check('image' in inputs, '--input', _INPUT.value, 'images of the size that the model generates, or larger')
     name = f'{step:07d}_{kind}_{epath.Path(_INPUT.value).stem if _INPUT.value else run.config.eval.split}'
     if kind == 'bits':
+      check(len(inputs['image']) <= 32, '--num_inputs', len(inputs['image']), 'at most 32: they stand side by side')
       figure, name = figures.bits_of_run(run, inputs), f'{name}_{len(inputs["image"])}'
     else:
       row, column = figures.read_position(_POSITION.value, run.model.spec)
@@ -226,7 +237,7 @@ def picture() -> None:
 
 
 def table() -> None:
-  found = tables.collect(epath.Path(_WORKDIR.value or 'runs').expanduser())
+  found = tables.collect(_workdir() if _WORKDIR.value else epath.Path('runs'))
   print(tables.render(paper.entries(), found, as_csv=_CSV.value))
 
 
@@ -271,9 +282,9 @@ def _temperatures(run: runs.Run) -> list[float]:
 
 
 def _path(run: runs.Run, kind: str, log_probs: np.ndarray) -> epath.Path:
-  """A name for pictures that says all that they depend on, so that no other picture is overwritten."""
-  parts = [f'{run.step:07d}{kind}', epath.Path(_INPUT.value).stem if _INPUT.value else '',
-           'x'.join(map(str, log_probs.shape)), f'seed{_SEED.value}']
+  """A name for pictures that says what they depend on; of inputs it says their file's or folder's name."""
+  source = epath.Path(_INPUT.value).stem if _INPUT.value else run.config.eval.split if kind else ''
+  parts = [f'{run.step:07d}{kind}', source, 'x'.join(map(str, log_probs.shape)), f'seed{_SEED.value}']
   if _LABELS.value:
     labels = '-'.join(_LABELS.value)
     parts.append('labels' + (labels if len(labels) <= 40 else f'{zlib.crc32(labels.encode()):08x}'))

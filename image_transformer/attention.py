@@ -43,10 +43,14 @@ def attention_weights(q_BNQHK: jax.Array, k_BNQHK: jax.Array, layout: BlockLayou
   return jax.nn.softmax(jnp.where(layout.causal[slot] & layout.occupied[block], logits_BHM, _HIDDEN))
 
 
-def full_attention(q: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, dropout: Callable) -> jax.Array:
-  """Attends from every query [B, ..., H, K], already scaled, to all of a memory; `local_attention` without a mask."""
+def full_attention(q: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, dropout: Callable) -> tuple[jax.Array, None]:
+  """Attends from every query [B, ..., H, K], already scaled, to all of a memory, without a mask.
+
+  Returns:
+    [B, ..., H, K], and None: nothing is kept of it.
+  """
   q_BTHK = q.reshape(q.shape[0], -1, *q.shape[-2:])
-  return attend(q_BTHK, k_BMHK, v_BMHK, dropout, True).reshape(q.shape)
+  return attend(q_BTHK, k_BMHK, v_BMHK, dropout, True).reshape(q.shape), None
 
 
 def attend(q, k, v, dropout, visible):

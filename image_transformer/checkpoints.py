@@ -166,7 +166,7 @@ class _Manager(ocp.CheckpointManager):
 
 @dataclasses.dataclass
 class _Preserve(ocp.checkpoint_managers.PreservationPolicy):
-  """The newest checkpoint, and the newest few of those that were due; in any case one to fall back to."""
+  """The newest checkpoint, the newest few that were due and, if more than one is kept, one to fall back to."""
 
   keep: int
   every: int

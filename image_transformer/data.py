@@ -103,13 +103,6 @@ def open_split(config: Config, split: str) -> Sequence[dict[str, Any]]:
   return grain.MapDataset.source(examples).map(lambda example: _element(example, spec, config.model.upscale))
 
 
-def num_images(config: Config, split: str) -> int:
-  """Returns how many images a split expression names; raises as `open_split` does, but opens no records."""
-  source = _source(config)
-  with _errors_in_one_line(config, source):
-    return _count(config, _prepare(source, config, split).info.splits, split)
-
-
 def full_size(config: Config, split: str) -> int | None:
   """Returns how many images the split officially has; None for part of a split, or where there is no such number."""
   return _source(config).sizes.get(split)

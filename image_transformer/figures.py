@@ -40,8 +40,10 @@ def attention_of_run(run: Run, inputs: Mapping[str, np.ndarray], row: int, colum
 def bits_of_run(run: Run, inputs: Mapping[str, np.ndarray]) -> Figure:
   """What each pixel of the images costs a model, under their conditions."""
   log_probs = jax.jit(lambda *args: run.model.apply(*args, method='pixel_log_probs'))
-  given = {name: inputs[name] for name in run.model.conditions}
-  return bits(inputs['image'], -np.asarray(log_probs(run.variables, inputs['image'], given)), run.model.spec.levels)
+  # One image at a time, since a large model may not have room for more.
+  each = [{name: values[i:i + 1] for name, values in inputs.items()} for i in range(len(inputs['image']))]
+  nats = [-log_probs(run.variables, one['image'], {name: one[name] for name in run.model.conditions}) for one in each]
+  return bits(inputs['image'], np.concatenate(nats), run.model.spec.levels)
 
 
 def _index(model, row, column):

@@ -1,6 +1,6 @@
 """Where numbers go: metrics.jsonl, TensorBoard, and bits/dim."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 import contextlib
 import dataclasses
 import importlib.metadata
@@ -177,24 +177,26 @@ def training_seconds(workdir: epath.Path) -> float:
   return max((line['seconds'] for line in read_metrics(workdir) if 'seconds' in line), default=0.0)
 
 
-def unless_fuller(path: epath.Path, step: int, num_images: int, other: epath.Path) -> epath.Path:
-  """`path`, or `other` where results at `path` were measured on more images, and are still true of this step."""
+def unless_fuller(path: epath.Path, step: int, num_images: int, other: epath.Path,
+                  measured: Collection[str] = ()) -> epath.Path:
+  """`path`, or `other` where results at `path` are of more images or temperatures, and are still true of this step."""
   try:
     old = json.loads(path.read_text())
-    fuller = old['step'] == step and old['num_images'] > num_images
+    more = {name for name in old if name.startswith('temperature ')}.difference(measured)
+    fuller = old['step'] == step and (old['num_images'] > num_images or bool(more))
   except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):  # a damaged one is replaced
     return path
   return other if fuller else path
 
 
-def write_results(path: epath.Path, config: Config, *, params: Any, step: int, num_train_images: int | None,
+def write_results(path: epath.Path, config: Config, *, num_parameters: int, step: int, num_train_images: int | None,
                   evaluation: Evaluation, num_checkpoints: int = 1) -> None:
   """Writes results.json: the exact bits/dim of a checkpoint and all that is needed to read the number.
 
   Args:
     path: the file, in the workdir of the run.
     config: its configuration.
-    params: the parameters evaluated, for their number.
+    num_parameters: of the model.
     step: after how many steps.
     num_train_images: on how many images it was trained, where that is known.
     evaluation: of `config.eval.split`.
@@ -209,7 +211,7 @@ def write_results(path: epath.Path, config: Config, *, params: Any, step: int, n
       'step': step,
       'num_checkpoints': num_checkpoints,
       'seed': config.seed,
-      'num_parameters': sum(leaf.size for leaf in jax.tree.leaves(params)),
+      'num_parameters': num_parameters,
       'training_seconds': training_seconds(path.parent),
       **environment(),
   }

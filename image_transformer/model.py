@@ -19,7 +19,7 @@ from image_transformer.embeddings import Coordinates, IntensityEmbedding, PixelE
 from image_transformer.errors import InputError
 from image_transformer.layout import BlockLayout, block_layout
 from image_transformer.likelihoods import Likelihood, make_likelihood
-from image_transformer.transformer import KeysValues, Stack, attend_to_all
+from image_transformer.transformer import KeysValues, Stack
 
 # What an image is conditioned on: 'label' integers [B], 'low_res' integers [B, H / upscale, W / upscale, C].
 Given = Mapping[str, jax.Array]
@@ -29,7 +29,7 @@ class Encoded(NamedTuple):
   """What follows from the conditions alone, and so is computed once for an image."""
 
   vector: jax.Array | None  # [B, D], added at every position
-  remembered: list[KeysValues | None]  # what each decoder layer attends to of the encoder
+  keys_values: list[KeysValues | None]  # what each decoder layer attends to of the encoder
 
 
 class ImageTransformer(nn.Module):
@@ -111,8 +111,8 @@ class ImageTransformer(nn.Module):
     embedded = self.encoder_embedding(values, index % self.spec.channels)
     embedded += self.encoder_coordinates(*jnp.divmod(index, self._columns // c.upscale))
     layers = c.num_encoder_layers
-    encoded, _ = self.encoder(embedded, [attend_to_all] * layers, places, [None] * layers)
-    return Encoded(vector, self.decoder.remember(encoded))
+    encoded, _ = self.encoder(embedded, [attention.full_attention] * layers, places, [None] * layers)
+    return Encoded(vector, self.decoder.keys_values(encoded))
 
   def embed(self, previous: jax.Array, previous_index: jax.Array, index: jax.Array, encoded: Encoded) -> jax.Array:
     """The input of the first layer, without dropout.
@@ -147,7 +147,7 @@ class ImageTransformer(nn.Module):
     return self._run(embedded, [attend] * self.config.num_layers, encoded, places)[0]
 
   def _run(self, embedded, attends, encoded, places=None):
-    x, kept = self.decoder(embedded, attends, places, encoded.remembered)
+    x, kept = self.decoder(embedded, attends, places, encoded.keys_values)
     return self.output(x.astype(jnp.float32)), kept
 
   def _decode_images(self, images, given, train, first_place):
@@ -271,6 +271,11 @@ def init_params(model: ImageTransformer, seed: int) -> dict[str, Any]:
       kernel = 2 * cross['query']['kernel']
       cross['query']['kernel'], cross['key']['kernel'] = kernel, jnp.copy(kernel)
   return params
+
+
+def num_parameters(model: ImageTransformer) -> int:
+  """How many numbers a model learns."""
+  return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(functools.partial(init_params, model, 0))))
 
 
 @functools.lru_cache

@@ -13,7 +13,8 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> Callable[[jax.Arra
   """The rate of step t = count + 1, float32.
 
   'rsqrt' is the Transformer's: peak * min(t / w, sqrt(w / t)) with warm-up w. 'cosine'
-  warms up in the same way and falls to zero at `num_steps`.
+  warms up in the same way and falls to zero at `num_steps`, where that is after the warm-up.
+  Steps that are skipped do not count.
   """
   peak, warmup = config.learning_rate, config.warmup_steps
 

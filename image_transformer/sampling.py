@@ -2,6 +2,8 @@
 
 A whole batch of images is one compiled call. Randomness belongs to the image: image
 number i of a seed is the same picture (up to rounding) in every batch size and on every device.
+
+Shape suffixes: those of `attention.py`, S slots of all blocks, L positions in raster order, v values of a position.
 """
 
 from collections.abc import Callable
@@ -126,11 +128,17 @@ def make_sampler(model: ImageTransformer, batch_size: int, num_kept: int = 0) ->
 
 
 def class_rows(model: ImageTransformer, num_images: int) -> tuple[dict[str, np.ndarray], int]:
-  """Labels and columns of a grid with one row per class; no labels and the columns of a square without classes."""
+  """Labels, and the columns of a grid: every row is of one class, and all classes are there.
+
+  With fewer images than classes it is a square of classes spread evenly; without classes, a square and no labels.
+  """
+  square, classes = math.ceil(num_images**0.5), model.spec.num_classes
   if not model.config.class_conditional:
-    return {}, math.ceil(num_images**0.5)
-  columns = -(-num_images // model.spec.num_classes)
-  return {'label': np.arange(num_images) // columns}, columns
+    return {}, square
+  if num_images < classes:
+    return {'label': np.arange(num_images) * classes // num_images}, square
+  columns = num_images // classes
+  return {'label': np.arange(num_images) // columns % classes}, columns
 
 
 def positions_in_rows(model: ImageTransformer, num_rows: int) -> int:

@@ -86,9 +86,9 @@ def collect(folder: epath.PathLike) -> list[Found]:
   for path in sorted(parent / name for parent, _, names in folder.walk() for name in names
                      if re.fullmatch(r'results(_average\d+)?\.json', name)):
     samples = path.parent / 'superres.json'
-    shown = path.name == 'results.json' and samples.exists()
+    has_samples = path.name == 'results.json' and samples.exists()
     found.append(Found(path.parent, runs.read_config(path.parent), read(path, _RESULTS),
-                       read(samples, _SAMPLES) if shown else None))
+                       read(samples, _SAMPLES) if has_samples else None))
   return found
 
 
@@ -138,7 +138,8 @@ def _form(entry: Entry, run: Found) -> str | None:
 
 def _missing(entry: Entry, run: Found) -> list[str]:
   """Why a run with the row's configuration, in either form, is not the row's number."""
-  results, full, form = run.results, entry.configs['full'], _form(entry, run) or 'full'
+  results, full, form = run.results, entry.configs['full'], _form(entry, run)
+  assert form, 'only runs with the configuration of the row come here'
   missing = [':smoke, a small model'] if form == 'smoke' else []
   if run.config.model.likelihood != full.model.likelihood:
     missing.append(f'likelihood {run.config.model.likelihood}')

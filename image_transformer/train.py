@@ -286,12 +286,12 @@ class Trainer:
                      'or optimizer.skip_non_finite.')
     self._progress.update(step - self._progress.n)
     if _due(step, self.config.train.log_every) or step == self.config.train.steps:
-      now = time.time()
+      now, skipped = time.time(), int(metrics['skipped'])  # the schedule does not count steps that were skipped
       bits, norm = (x if math.isfinite(x) else None for x in (bits_per_dim(metrics['window_loss'], 1),
                                                                metrics['grad_norm']))
       images_per_second = (step - self._logged_step) * self.config.train.batch_size / (now - self._logged_at)
-      self._log.write(step, 'train', bits_per_dim=bits, learning_rate=float(self._rate(step - 1)), grad_norm=norm,
-                      skipped_steps=int(metrics['skipped']), images_per_second=images_per_second,
+      self._log.write(step, 'train', bits_per_dim=bits, learning_rate=float(self._rate(step - 1 - skipped)),
+                      grad_norm=norm, skipped_steps=skipped, images_per_second=images_per_second,
                       seconds=now - self._began)
       self._progress.set_postfix_str(f'{bits or math.nan:.3f} bits/dim, {images_per_second:.1f} images/s')
       self._logged_at, self._logged_step = now, step

@@ -24,11 +24,6 @@ KeysValues = tuple[jax.Array, jax.Array]  # [..., heads, width] each
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Callable], tuple[jax.Array, Any]]
 
 
-def attend_to_all(q: jax.Array, k: jax.Array, v: jax.Array, dropout: Callable) -> tuple[jax.Array, None]:
-  """Full attention as an `Attend`: the encoder's, and the decoder's to the encoder."""
-  return attention.full_attention(q, k, v, dropout), None
-
-
 class Dropout(nn.Module):
   """Dropout whose masks belong to images: an image's follows from the 'dropout' key and its place in the whole batch.
 
@@ -66,7 +61,7 @@ class Kernel(nn.Module):
 
 
 class Attention(nn.Module):
-  """Multi-head attention (paper eq. 1) to the input itself or to something remembered."""
+  """Multi-head attention (paper eq. 1) to the input itself or to an encoder's output."""
 
   config: ModelConfig
 
@@ -83,16 +78,16 @@ class Attention(nn.Module):
     projected = jnp.split(x.astype(kernel.dtype) @ kernel, len(kernels), axis=-1)
     return [one.reshape(*x.shape[:-1], self.config.num_heads, -1) for one in projected]
 
-  def remember(self, x: jax.Array) -> KeysValues:
+  def keys_values(self, x: jax.Array) -> KeysValues:
     """Keys and values of x [..., d]."""
     return tuple(self._heads(x, self.key, self.value))
 
   def __call__(self, x: jax.Array, attend: Attend, places: jax.Array | None,
-               remembered: KeysValues | None = None) -> tuple[jax.Array, Any]:
-    if remembered is None:
+               from_encoder: KeysValues | None = None) -> tuple[jax.Array, Any]:
+    if from_encoder is None:
       q, k, v = self._heads(x, self.query, self.key, self.value)
     else:
-      (q,), (k, v) = self._heads(x, self.query), remembered
+      (q,), (k, v) = self._heads(x, self.query), from_encoder
     dropout = functools.partial(self.dropout, places=places)
     mixed, kept = attend(q * q.shape[-1]**-0.5, k, v, dropout)
     return self.output(mixed.reshape(*x.shape[:-1], -1)), kept
@@ -128,12 +123,12 @@ class Layer(nn.Module):
     self.ffn, self.ffn_norm = FeedForward(c), layer_norm(c, 'ffn_norm')
     self.dropout = Dropout(c.dropout)
 
-  def remember(self, encoded: jax.Array) -> KeysValues:
+  def keys_values(self, encoded: jax.Array) -> KeysValues:
     """The encoder's output [B, M, d] as this layer sees it."""
-    return self.cross_attention.remember(encoded)
+    return self.cross_attention.keys_values(encoded)
 
   def __call__(self, x: jax.Array, attend: Attend, places: jax.Array | None,
-               remembered: KeysValues | None = None) -> tuple[jax.Array, Any]:
+               from_encoder: KeysValues | None = None) -> tuple[jax.Array, Any]:
     post = self.config.norm == 'post'
 
     def residual(x, norm, sublayer):
@@ -144,7 +139,7 @@ class Layer(nn.Module):
     x, kept = residual(x, self.self_attention_norm, lambda x: self.self_attention(x, attend, places))
     if self.cross:
       x, _ = residual(x, self.cross_attention_norm,
-                      lambda x: self.cross_attention(x, attend_to_all, places, remembered))
+                      lambda x: self.cross_attention(x, attention.full_attention, places, from_encoder))
     x, _ = residual(x, self.ffn_norm, lambda x: (self.ffn(x), None))
     return x, kept
 
@@ -165,19 +160,20 @@ class Stack(nn.Module):
     if c.norm == 'pre':
       self.final_norm = layer_norm(c, 'final_norm')
 
-  def remember(self, encoded: jax.Array) -> list[KeysValues]:
+  def keys_values(self, encoded: jax.Array) -> list[KeysValues]:
     """The encoder's output [B, M, d] as every layer sees it."""
-    return [layer.remember(encoded) for layer in self.layers]
+    return [layer.keys_values(encoded) for layer in self.layers]
 
   def __call__(self, x: jax.Array, attends: Sequence[Attend], places: jax.Array | None,
-               remembered: Sequence[KeysValues | None]) -> tuple[jax.Array, list[Any]]:
+               keys_values: Sequence[KeysValues | None]) -> tuple[jax.Array, list[Any]]:
     """x [B, ..., d] -> x [B, ..., d] in the compute type, and what each layer's `attend` kept.
 
     places: of the images in the whole batch, for dropout; None: there is none.
+    keys_values: what each layer attends to of an encoder.
     """
     x = self.dropout(x, places=places).astype(self.config.dtype)
     all_kept = []
-    for layer, attend, from_encoder in zip(self.layers, attends, remembered, strict=True):
+    for layer, attend, from_encoder in zip(self.layers, attends, keys_values, strict=True):
       x, kept = layer(x, attend, places, from_encoder)
       all_kept.append(kept)
     return self.final_norm(x) if self.config.norm == 'pre' else x, all_kept

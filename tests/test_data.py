@@ -272,13 +272,13 @@ def test_both_sizes_are_made_from_the_stored_image(monkeypatch, tmp_path):
 
 def test_sizes(digits_dir):
   config = named('digits', digits_dir)
-  assert {split: data.num_images(config, split) for split in ('train', 'test', 'train[:90%]', 'test[5:]')} == {
+  assert {split: len(data.open_split(config, split)) for split in ('train', 'test', 'train[:90%]', 'test[5:]')} == {
       'train': 1500, 'test': 297, 'train[:90%]': 1350, 'test[5:]': 292}
   assert [data.full_size(config, split) for split in ('train', 'test', 'train[:90%]')] == [1500, 297, None]
   assert data.full_size(named('cifar10', ''), 'test') == 10_000
   assert data.full_size(named('generated_cifar10', ''), 'test') is None
   with pytest.raises(InputError, match='known: train, test'):
-    data.num_images(config, 'tran')
+    len(data.open_split(config, 'tran'))
   assert data.note(config) == ''
 
 

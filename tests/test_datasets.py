@@ -98,7 +98,7 @@ def test_old_imagenet(size, tmp_path):
   assert data.image_spec(config) == ImageSpec(size, size, 3)
   for split, expected in (('train', images[:TRAIN]), ('validation', images[TRAIN:])):
     elements = read(config, split)
-    assert len(elements) == data.num_images(config, split) == data.full_size(config, split) == len(expected)
+    assert len(elements) == len(data.open_split(config, split)) == data.full_size(config, split) == len(expected)
     assert elements[0].keys() == {'image'}
     assert as_set(element['image'] for element in elements) == as_set(expected)
   # It is the stock dataset, bytes and all: `tfds` reads it, and it is used without the archive.
@@ -446,7 +446,7 @@ def test_a_prepared_folder_is_not_looked_at_again(photos, tmp_path, monkeypatch)
   prepared = next((tmp_path / 'data').glob('*/*/1.0.0'))
   assert data.note(config) == (f'folder: 9 train and 1 test images of {photos}, kept in {prepared}; '
                                'to prepare them again, delete that directory')
-  assert data.full_size(config, 'train') is None and data.num_images(config, 'train') == 9
+  assert data.full_size(config, 'train') is None and len(data.open_split(config, 'train')) == 9
   photos.rename(tmp_path / 'gone')
   assert values(config, 'train') == before
   # However the same path is written; but other settings are another dataset.

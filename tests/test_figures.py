@@ -6,10 +6,11 @@ import pytest
 
 from helpers import CASES, from_slots, given_for, jit_once, make_case, paper_visible, random_images
 from image_transformer import figures
-from image_transformer.config import ImageSpec, ModelConfig
+from image_transformer.config import Config, ImageSpec, ModelConfig
 from image_transformer.errors import InputError
 from image_transformer.layout import block_layout
 from image_transformer.model import make_model
+from image_transformer.runs import Run
 
 
 @pytest.mark.parametrize('query_block, flange', [((7,), (9,)), ((2, 3), (2, 1)), ((3, 2), (1, 4))])
@@ -81,6 +82,15 @@ def test_the_attention_picture_hides_what_is_not_visible_and_marks_the_pixel():
     np.testing.assert_allclose(drawn[visible], shown[visible])
     mark, = axes.patches
     assert mark.get_xy() == (3.5, 2.5)
+
+
+def test_bits_of_a_run_add_up_to_the_log_probability_of_each_image():
+  model, variables = make_case('1d_dmol')
+  images = random_images(model.spec, 3)
+  figure = figures.bits_of_run(Run(Config(), model, variables, 0), {'image': images})
+  shown = [float(axes.get_xlabel().split()[0]) for axes in figure.axes if axes.get_xlabel()]
+  nats = -np.asarray(model.apply(variables, images, method='log_prob'))
+  np.testing.assert_allclose(shown, nats / np.log(2) / model.spec.num_dims, atol=0.006)
 
 
 def test_bits_are_of_whole_pixels():

@@ -125,6 +125,15 @@ def test_a_smaller_evaluation_does_not_replace_a_larger_one(call, digits):
   assert load(digits / 'results_first5.json')['num_images'] == 5
 
 
+def test_an_evaluation_of_another_split_has_its_own_file(call, digits, superres):
+  for run, split, arguments in (digits, 'train[:30]', [*TINY, '--mode=eval']), (
+      superres, 'test[:7]', [*TINY_SUPERRES, '--mode=eval']):
+    before = load(run / 'results.json')
+    assert call(*arguments, f'--workdir={run}', f'--config.eval.split={split}', '--config.eval.num_images=0')[0] == 0
+    assert load(run / 'results.json') == before
+    assert load(run / f'results_{split}.json')['split'] == split
+
+
 def test_a_run_on_generated_images_is_evaluated_by_the_command_that_made_it(call, tmp_path):
   arguments = ['--config=configs/folder.py:smoke', f'--config.data_dir={tmp_path}', f'--workdir={tmp_path / "run"}',
                '--config.model.num_layers=1', '--config.train.steps=1', '--config.eval.num_images=2',
@@ -164,6 +173,12 @@ def test_enlarging_images_of_the_split_and_of_a_folder(call, superres, photos):
   assert drawn['samples'].shape == (6, 2, 8, 8, 1)
   error = np.square((area_resize(drawn['samples'], 4, 4) - drawn['low_res'][:, None].astype(int)) / 16).mean()
   assert report['temperature 0.5']['consistency']['mean'] == pytest.approx(error)
+
+  for fewer in (['--temperature=0.5', '--num_inputs=0'], ['--temperature=1,0.5', '--num_inputs=5'],
+                ['--temperature=1,0.5', '--num_inputs=0', '--average_checkpoints=2'],
+                [*TINY_SUPERRES, '--config.eval.split=test[:7]', '--temperature=1,0.5', '--num_inputs=0']):
+    code, printed = call(*fewer, *arguments)
+    assert code == 0 and load(superres / 'superres.json') == report, fewer
 
   code, printed = call(*arguments, f'--input={photos}', '--labels=1')
   assert code == 0 and load(superres / 'superres.json') == report  # that of the split stays
@@ -210,6 +225,7 @@ def test_the_table_of_runs(call, digits, superres):
     ('digits', '--mode=picture --kind=bits --position=1,1', '--position means nothing to --mode=picture --kind=bits; '
      'leave it out. It is for: picture --kind=attention, picture --kind=memory.'),
     ('digits', '--mode=picture --kind=curves --average_checkpoints=2', '--average_checkpoints means nothing'),
+    ('digits', '--mode=picture --kind=bits --num_inputs=33', '--num_inputs is 33, but must be at most 32'),
     ('digits', '--mode=eval --kind=bits', '--kind means nothing to --mode=eval'),
     ('digits', '--mode=picture --position=8,0', 'ROW,COLUMN with rows in 0..7'),
     ('digits', '--mode=sample --keep=4', '--keep means nothing to --mode=sample'),

@@ -77,7 +77,9 @@ def test_at_low_temperature_the_seed_does_not_matter(drawing):
 
 def test_class_rows():
   model, _ = make_case('2d_ragged_classes')  # three classes
-  given, columns = class_rows(model, 7)
-  assert given['label'].tolist() == [0, 0, 0, 1, 1, 1, 2] and columns == 3
+  for number, labels, columns in [(1, [0], 1), (2, [0, 1], 2), (3, [0, 1, 2], 1), (6, [0, 0, 1, 1, 2, 2], 2),
+                                  (7, [0, 0, 1, 1, 2, 2, 0], 2)]:
+    given, found = class_rows(model, number)
+    assert given['label'].tolist() == labels and found == columns
   model, _ = make_case('2d_categorical')
   assert class_rows(model, 10) == ({}, 4)

@@ -18,6 +18,7 @@ from image_transformer import config as config_lib
 from image_transformer import metrics, runs, stopping
 from image_transformer.checkpoints import Checkpoints, saved_steps
 from image_transformer.errors import InputError, RunError
+from image_transformer.optimizers import learning_rate
 from image_transformer.train import Trainer, init_state
 
 # What Orbax leaves behind when a save or a load fails.
@@ -57,7 +58,7 @@ def run(config, workdir, prepare=lambda trainer: None):
   prepare(trainer)
   with runs.own(epath.Path(workdir), config):
     evaluation = trainer.run()
-    metrics.write_results(epath.Path(workdir) / 'results.json', config, params=runs.load(workdir).variables,
+    metrics.write_results(epath.Path(workdir) / 'results.json', config, num_parameters=1,
                           step=config.train.steps, num_train_images=1, evaluation=evaluation)
 
 
@@ -302,6 +303,9 @@ def test_steps_whose_gradient_is_not_finite_are_skipped_and_counted(make_config,
   lines = [line for line in metrics.read_metrics(tmp_path / 'run') if line['split'] == 'train']
   assert [line['skipped_steps'] for line in lines] == [0, 0, 1, 2, 2, 3, 3, 3]
   assert [line['step'] for line in lines if line['bits_per_dim'] is None] == [3, 4, 6]
+  taken = [line['learning_rate'] for line in lines if line['step'] not in (3, 4, 6)]
+  rate = learning_rate(config.optimizer, config.train.steps)
+  assert taken == [float(rate(count)) for count in range(5)]
   assert [line['step'] for line in lines if line['grad_norm'] is None] == [3, 4, 6]
   like = jax.eval_shape(lambda: init_state(trainers[0].model, trainers[0]._optimizer, config))
   state = restored(tmp_path / 'run', like)

@@ -63,7 +63,8 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, capsys):
   assert path.read_text() == 'new' and os.listdir(tmp_path / 'folder') == ['file']
 
 
-def test_a_bucket_without_its_package_is_one_line(call):
-  code, printed = call('--mode=eval', '--workdir=s3://bucket/run')
+@pytest.mark.parametrize('mode', ['eval', 'table'])
+def test_a_bucket_without_its_package_is_one_line(call, mode):
+  code, printed = call(f'--mode={mode}', '--workdir=s3://bucket/run')
   last = printed.strip().splitlines()[-1]
   assert code == 2 and last.startswith('Error: --workdir=s3://bucket/run needs another package'), printed

@@ -61,6 +61,16 @@ def test_rungs_are_in_results():
     assert numbers == [f'{run["bits_per_dim"]:.3f}', f'{run["num_images"]:,}', f'{run["num_train_images"]:,}'], rung
 
 
+def test_the_longest_run_is_in_results():
+  run = results('cifar10_small_15000', 'results.json')
+  steps, minutes, bits, error = re.search(
+      r'after\s([\d,]+)\ssteps.*?, (\d+)\sminutes.*?needs\s([\d.]+)\s\+-\s([\d.]+)',
+      section('From five minutes to the paper'), re.DOTALL).groups()
+  assert (steps, minutes, bits, error) == (
+      f'{run["step"]:,}', f'{run["training_seconds"] / 60:.0f}', f'{run["bits_per_dim"]:.3f}',
+      f'{run["standard_error"]:.3f}')
+
+
 def test_coders_are_in_results():
   rows = results('coders.json')['rows']
   best = {name: [min(row[which] for row in rows if row['coder'].startswith(name))

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from image_transformer import config as config_lib
 from image_transformer import data, devices, metrics
 from image_transformer.config import ModelConfig
-from image_transformer.model import ImageTransformer, make_model
+from image_transformer.model import ImageTransformer, make_model, num_parameters
 from image_transformer.optimizers import make_optimizer
 from image_transformer.train import init_state, make_train_step
 
@@ -132,10 +132,10 @@ def attention_flops(config: ModelConfig, pairs: int) -> int:
   return 4 * pairs * (config.qkv_size or config.hidden_size)
 
 
-def training_flops(model: ImageTransformer, num_parameters: int) -> int:
+def training_flops(model: ImageTransformer) -> int:
   """FLOPs of a training step for one image: 6 per parameter and position, 3 times the forward pass of attention."""
   attention = model.config.num_layers * attention_flops(model.config, visible_pairs(model))
-  return 6 * num_parameters * model.layout.num_positions + 3 * attention
+  return 6 * num_parameters(model) * model.layout.num_positions + 3 * attention
 
 
 def report(name: str, rows: list[dict[str, Any]], out: str | None, **more: Any) -> None:

@@ -78,14 +78,13 @@ def main(argv):
       name = f'{dtype} {batch_size}'
       functions[f'{name} step'], state, _ = measuring.training_step(config, model, batch)
       params = devices.unreplicate(state.params)
-      num_parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
       functions[f'{name} attention'] = attention_of(model, batch_size)
       functions[f'{name} optimizer'] = optimizer_of(config, params)
       if config.model.dropout:
         plain, plain_model = measuring.load(_CONFIG.value, **changes, model__dropout=0.0)
         functions[f'{name} without dropout'], _, _ = measuring.training_step(plain, plain_model, batch)
       rows.append({'dtype': dtype, 'batch_size': batch_size, 'name': name,
-                   'gigaflop': batch_size * measuring.training_flops(model, num_parameters) / 1e9})
+                   'gigaflop': batch_size * measuring.training_flops(model) / 1e9})
   seconds = measuring.in_turn(functions, _RUNS.value)
   typical, best = measuring.medians(seconds), measuring.fastest(seconds)
   images_per_second = pipeline.measure(config, max(map(int, _BATCH_SIZES.value)))

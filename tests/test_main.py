@@ -17,7 +17,7 @@ from image_transformer import data, runs
 from image_transformer.config import from_dict
 from image_transformer.errors import InputError
 from image_transformer.images import area_resize
-from image_transformer.model import make_model
+from image_transformer.model import make_model, num_parameters
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = ['--config=configs/digits.py', '--config.model.num_layers=1', '--config.model.hidden_size=16',
@@ -91,6 +91,7 @@ def test_train_eval_and_sample_from_the_command_line(call, digits):
   results, printed = load(digits / 'results.json'), digits.with_name('printed').read_text()
   assert f'{results["bits_per_dim"]:.4f} +- {results["standard_error"]:.4f} bits/dim on 20 images' in printed
   assert results['num_images'] == 20 and results['step'] == 3 and results['training_seconds'] > 0
+  assert results['num_parameters'] == num_parameters(runs.load(digits).model) > 1000
   assert (digits / 'checkpoints' / '3').exists()
   assert Image.open(digits / 'samples' / '0000003.png').size[1] > 500
   trained = json.loads((digits / 'metrics.jsonl').read_text().splitlines()[-1])

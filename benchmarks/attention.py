@@ -31,7 +31,7 @@ LAYOUTS = [((64,), (64,)), ((128,), (128,)), ((256,), (256,)), ((192,), (288,)),
 
 
 def ours(layout):
-  return lambda q, k, v: attention.local_attention(q, k, v, layout)
+  return lambda q, k, v: attention.local_attention(q, k, v, layout=layout)[0]
 
 
 def dense(layout):
@@ -40,7 +40,7 @@ def dense(layout):
   where = np.append(layout.slots, layout.order.size)  # slots of raster indices; of -1 none
   for block, memory in enumerate(layout.memory):
     rows = block * layout.block_size + np.arange(layout.block_size)
-    seen = layout.causal & layout.occupied[block]
+    seen = layout.visible(block)
     row, column = np.nonzero(seen)
     visible[rows[row], where[memory[column]]] = True
   everything = lambda x: x.reshape(x.shape[0], -1, *x.shape[-2:])
@@ -53,7 +53,7 @@ def library(layout, implementation):
 
   def attend(q, k, v):
     k, v = attention.memory_blocks(k, layout), attention.memory_blocks(v, layout)
-    visible = jnp.asarray(layout.causal[None] & layout.occupied[:, None])
+    visible = jnp.asarray(layout.visible())
     visible = jnp.broadcast_to(visible, (len(q), *visible.shape)).reshape(-1, 1, *visible.shape[1:])
     q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
     mixed = jax.nn.dot_product_attention(q, k, v, mask=visible, scale=1.0, implementation=implementation)

@@ -28,7 +28,8 @@ from image_transformer import data, devices, metrics
 from image_transformer.config import ModelConfig
 from image_transformer.model import ImageTransformer, make_model, num_parameters
 from image_transformer.optimizers import make_optimizer
-from image_transformer.train import init_state, make_train_step
+from image_transformer.state import init_state
+from image_transformer.training import make_train_step
 
 
 def in_turn(functions: dict[str, Callable[[], Any]], num_runs: int) -> dict[str, list[float]]:
@@ -124,7 +125,7 @@ def visible_pairs(model: ImageTransformer) -> int:
   """Pairs of a query and a key that it may see, of one image and head."""
   layout = model.layout
   real = layout.order >= 0
-  return int((layout.causal[None] & layout.occupied[:, None] & real[:, :, None]).sum())
+  return int((layout.visible() & real[:, :, None]).sum())
 
 
 def attention_flops(config: ModelConfig, pairs: int) -> int:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from ml_collections import config_flags
 import numpy as np
 
-from image_transformer import attention, runs
+from image_transformer import attention, library
 from image_transformer.model import blank, init_params
 from image_transformer.sampling import sample
 
@@ -85,7 +85,7 @@ def steps_of(model, params, window):
   layout, config = model.layout, model.config
   _, given = blank(model)
   shape = 1, config.num_heads, config.qkv_width // config.num_heads
-  caches = [attention.begin_block(attention.begin_memory(layout, shape, jnp.dtype(config.dtype)), layout)
+  caches = [attention.begin_block(attention.empty_window(layout, shape, jnp.dtype(config.dtype)), layout)
             for _ in range(config.num_layers)]
   encoded = model.apply({'params': params}, given, method='encode')
   block = layout.num_blocks // 2
@@ -97,7 +97,7 @@ def steps_of(model, params, window):
     one_image = lambda x_BWHK: jnp.transpose(x_BWHK[0], (1, 2, 0))
     cache = attention.Cache(*(jax.lax.dynamic_update_slice_in_dim(old, one_image(new), layout.halo_size + slot, axis=2)
                               for old, new in zip(cache, (k_BWHK, v_BWHK))))
-    visible_M = jnp.asarray(layout.causal)[slot] & layout.occupied[block]
+    visible_M = layout.visible(block, slot, jnp)
     logits = jnp.einsum('WHK,HKM->HWM', q_BWHK[0], cache.keys)
     weights = jax.nn.softmax(jnp.where(visible_M, logits, -1e30))
     return jnp.einsum('HWM,HKM->WHK', weights, cache.values)[None], cache
@@ -131,7 +131,7 @@ def steps_of(model, params, window):
 
 def main(argv):
   del argv
-  run = runs.load(_WORKDIR.value)
+  run = library.load(_WORKDIR.value)
   model, params = run.model, run.variables['params']
   num_images, windows = _NUM_IMAGES.value, [int(window) for window in _WINDOWS.value]
   _, given = blank(model, num_images)

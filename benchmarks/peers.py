@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import cifar10_1d
+from image_transformer.configs import cifar10_1d
 from image_transformer import devices
 from image_transformer.model import blank, init_params
 from image_transformer.sampling import make_sampler

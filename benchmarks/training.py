@@ -41,7 +41,7 @@ def attention_of(model, batch_size):
 
   @jax.jit
   def run(q, k, v, cotangent):
-    _, vjp = jax.vjp(lambda *qkv: attention.local_attention(*qkv, layout), q, k, v)
+    _, vjp = jax.vjp(lambda *qkv: attention.local_attention(*qkv, layout=layout)[0], q, k, v)
     return vjp(cotangent)
 
   return lambda: [run(q, k, v, cotangent) for _ in range(config.num_layers)]

@@ -11,7 +11,7 @@ bits/dim was published; 35.94 +- 3.0 % of human judges fooled at temperature 0.8
 1 minute on 2 CPU cores; on generated images where the data set is not there.
 """
 
-from configs import base, cifar10_superres_1d
+from image_transformer.configs import base, cifar10_superres_1d
 
 
 def get_config(variant=''):

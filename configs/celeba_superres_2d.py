@@ -11,7 +11,7 @@ bits/dim was published; 36.11 +- 2.5 % of human judges fooled at temperature 0.8
 1 minute on 2 CPU cores; on generated images where the data set is not there.
 """
 
-from configs import base, cifar10_superres_1d, cifar10_superres_2d
+from image_transformer.configs import base, cifar10_superres_1d, cifar10_superres_2d
 
 
 def get_config(variant=''):

@@ -10,7 +10,7 @@ Time: not measured. Expected: 2.90 bits/dim (paper, table 4); ours: not measured
 2 minutes on 2 CPU cores; 5.62 bits/dim on 1,017 test images after training on 8,068 (results/).
 """
 
-from configs import base
+from image_transformer.configs import base
 
 
 def get_config(variant=''):

@@ -11,7 +11,7 @@ table 4); ours: not measured. A position is a pixel, so a block of 256 is 8 rows
 5 minutes on 2 CPU cores; 4.01 bits/dim on 1,017 test images after training on 8,068 (results/).
 """
 
-from configs import base
+from image_transformer.configs import base
 
 # Shared with the 2D model, which the paper does not have.
 FIELDS = {

@@ -10,7 +10,7 @@ not measured. Expected: 2.92 bits/dim (tensor2tensor); ours: not measured.
 2 minutes on 2 CPU cores; 4.46 bits/dim on 1,017 test images after training on 8,068 (results/).
 """
 
-from configs import base, cifar10_1d_dmol
+from image_transformer.configs import base, cifar10_1d_dmol
 
 
 def get_config(variant=''):

@@ -11,7 +11,7 @@ that R, G and B stay together: memory of 160 pixels = 480 positions, close to th
 3 minutes on 2 CPU cores; 5.85 bits/dim on 1,017 test images after training on 8,068 (results/).
 """
 
-from configs import base
+from image_transformer.configs import base
 
 
 def get_config(variant=''):

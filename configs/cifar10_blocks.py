@@ -10,7 +10,7 @@ for blocks of 8, 16, 64 and 256: 4.06, 3.47, 3.13 and 2.99 bits/dim (paper); our
 1 minute on 2 CPU cores; 6.50 bits/dim on 1,017 test images after training on 8,068 (results/).
 """
 
-from configs import base
+from image_transformer.configs import base
 from image_transformer.errors import InputError
 
 

@@ -11,7 +11,7 @@ measured.
 2 minutes on 2 CPU cores; 6.04 bits/dim on 1,017 test images after training on 8,068 (results/).
 """
 
-from configs import base
+from image_transformer.configs import base
 
 
 def get_config(variant=''):

@@ -6,7 +6,7 @@ Hardware: 2 CPU cores. Time: an hour. Measured: 3.63 bits/dim on 1,017 test imag
 8,068 (results/). Flips and averaged parameters are on, since so few images are soon known by heart.
 """
 
-from configs import base, cifar10_1d_dmol
+from image_transformer.configs import base, cifar10_1d_dmol
 
 
 def get_config(variant=''):

@@ -12,7 +12,7 @@ no bits/dim was published; ours: not measured.
 It uses DMOL, because that learns several times more per CPU minute.
 """
 
-from configs import base
+from image_transformer.configs import base
 
 # Of all super-resolution models, on CelebA too.
 FIELDS = {

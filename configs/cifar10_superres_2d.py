@@ -11,7 +11,7 @@ no bits/dim was published; ours: not measured. Blocks are in pixels, so that R, 
 It uses DMOL, because that learns several times more per CPU minute.
 """
 
-from configs import base, cifar10_superres_1d
+from image_transformer.configs import base, cifar10_superres_1d
 
 FIELDS = {
     **cifar10_superres_1d.FIELDS,

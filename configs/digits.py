@@ -8,7 +8,7 @@ Settings were chosen on 300 of the training digits (train.split=train[:1200],
 eval.split=train[1200:]); the test split was not used for that.
 """
 
-from configs import base
+from image_transformer.configs import base
 
 
 def get_config(variant=''):

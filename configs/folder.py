@@ -7,7 +7,7 @@ Hardware: any; a batch of 32 images of 32x32. Time and bits/dim depend on the im
   python main.py --config=configs/folder.py:smoke --config.folder.path=DIR
 """
 
-from configs import base, cifar10_2d_dmol
+from image_transformer.configs import base, cifar10_2d_dmol
 
 
 def get_config(variant=''):

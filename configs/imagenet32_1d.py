@@ -12,7 +12,7 @@ On the new release (--config.dataset=imagenet32_new) the same model scores about
 1 minute on 2 CPU cores; on generated images where the data set is not there.
 """
 
-from configs import base
+from image_transformer.configs import base
 
 
 def get_config(variant=''):

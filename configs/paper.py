@@ -1,8 +1,6 @@
 """The rows of the paper's tables: which configuration gives which published number. (No configuration itself.)"""
 
-import importlib
-
-from image_transformer import config as config_lib
+from image_transformer.experiments import load_config
 from image_transformer.tables import Entry, Row
 
 _CIFAR10 = 'CIFAR-10'
@@ -50,14 +48,7 @@ def smoke(name: str) -> str:
   return name + (',smoke' if ':' in name else ':smoke')
 
 
-def load(name: str) -> config_lib.Config:
-  """The configuration typed as `configs/` and this name."""
-  file, _, variant = name.partition(':')
-  module = importlib.import_module(f'configs.{file.removesuffix(".py")}')
-  return config_lib.from_dict(module.get_config(*[variant] if variant else []).to_dict())
-
-
 def entries() -> list[Entry]:
   """All rows, each with the configurations of its runs."""
-  return [Entry(row, {'full': load(row.config), 'smoke': load(smoke(row.config))} if row.config else {})
+  return [Entry(row, {'full': load_config(row.config), 'smoke': load_config(smoke(row.config))} if row.config else {})
           for row in ROWS]

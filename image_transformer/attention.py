@@ -1,38 +1,72 @@
 """Block-local self-attention, for all positions at once and for one at a time (paper section 3.3), and full attention.
 
-Shape suffixes: B batch, N blocks, Q slots of a query block, M memory slots, R remembered
-blocks, H heads, K width of a head, G batch times heads, T any queries.
+Every attention function takes queries (already scaled), keys, values and what to drop of the weights, in
+training, and returns the mixed values, of the shape of the queries and the type of the values, and what the
+caller is to keep of the layer. Whatever else it needs (a layout, a mask, a cache) is bound by keyword.
+
+Shape suffixes: B batch, N blocks, Q slots of a query block, M memory slots, R recent blocks, H heads, K width of
+a head, G batch times heads, C positions of a context, X any axes of positions: N and Q for all at once, none for one.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from image_transformer.dropout import Drops, drop
 from image_transformer.layout import BlockLayout
+
+AttentionFn = Callable[[jax.Array, jax.Array, jax.Array, Drops | None], tuple[jax.Array, Any]]
 
 # Finite, so that no arithmetic on it can give a NaN.
 _HIDDEN = -1e30
 
 
-def local_attention(q_BNQHK: jax.Array, k_BNQHK: jax.Array, v_BNQHK: jax.Array, layout: BlockLayout,
-                    dropout: Callable[[jax.Array], jax.Array] = lambda weights: weights) -> jax.Array:
+def local_attention(q_BNQHK: jax.Array, k_BNQHK: jax.Array, v_BNQHK: jax.Array, drops: Drops | None = None, *,
+                    layout: BlockLayout) -> tuple[jax.Array, None]:
   """Attends from every query block to its memory block (paper eq. 1).
 
   Args:
-    q_BNQHK: queries, already scaled.
-    k_BNQHK, v_BNQHK: keys and values in the same slots.
+    q_BNQHK, k_BNQHK, v_BNQHK: queries, keys and values in the same slots.
+    drops: of the attention weights.
     layout: which slots the memory of a block consists of.
-    dropout: applied to the attention weights.
 
   Returns:
-    [B, N, Q, H, K], in the type of `v_BNQHK`. The softmax is computed in float32.
-    Padding slots hold finite garbage.
+    [B, N, Q, H, K], and None. The softmax is computed in float32. Padding slots hold finite garbage.
   """
   k_BNMHK, v_BNMHK = memory_blocks(k_BNQHK, layout), memory_blocks(v_BNQHK, layout)
-  visible_NQM = layout.causal[None] & layout.occupied[:, None]
-  return attend(q_BNQHK, k_BNMHK, v_BNMHK, dropout, visible_NQM[:, None])
+  return masked_attention(q_BNQHK, k_BNMHK, v_BNMHK, drops, layout.visible()[:, None]), None
+
+
+def full_attention(q_BXHK: jax.Array, k_BCHK: jax.Array, v_BCHK: jax.Array, drops: Drops | None = None, *,
+                   visible_BC: jax.Array | None = None) -> tuple[jax.Array, None]:
+  """Attends from every query to a whole context, or to what is visible of it.
+
+  Args:
+    q_BXHK: queries.
+    k_BCHK, v_BCHK: keys and values of the context.
+    drops: of the attention weights.
+    visible_BC: bool, at least one true in each row; None: all of the context.
+
+  Returns:
+    [B, X, H, K], and None.
+  """
+  q_BTHK = q_BXHK.reshape(q_BXHK.shape[0], -1, *q_BXHK.shape[-2:])
+  visible = True if visible_BC is None else visible_BC[:, None, None]
+  return masked_attention(q_BTHK, k_BCHK, v_BCHK, drops, visible).reshape(q_BXHK.shape), None
+
+
+def masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, drops: Drops | None, visible: Any) -> jax.Array:
+  """Queries [..., T, H, K], keys and values [..., M, H, K]; `visible` broadcasts to [..., H, T, M]."""
+  logits = jnp.einsum('...THK,...MHK->...HTM', q, k, preferred_element_type=jnp.float32)
+  logits = jnp.where(visible, logits, _HIDDEN)
+  weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+  # Dividing after the product with the values saves a pass over the weights.
+  total = jnp.swapaxes(weights.sum(axis=-1), -2, -1)
+  mixed = jnp.einsum('...HTM,...MHK->...THK', drop(weights, drops).astype(v.dtype), v,
+                     preferred_element_type=jnp.float32)
+  return (mixed / total[..., None]).astype(v.dtype)
 
 
 def attention_weights(q_BNQHK: jax.Array, k_BNQHK: jax.Array, layout: BlockLayout, block: int,
@@ -40,47 +74,38 @@ def attention_weights(q_BNQHK: jax.Array, k_BNQHK: jax.Array, layout: BlockLayou
   """The weights with which `local_attention` mixes the memory of one slot: [B, H, M], float32, of sum 1."""
   k_BMHK = memory_blocks(k_BNQHK, layout)[:, block]
   logits_BHM = jnp.einsum('BHK,BMHK->BHM', q_BNQHK[:, block, slot], k_BMHK, preferred_element_type=jnp.float32)
-  return jax.nn.softmax(jnp.where(layout.causal[slot] & layout.occupied[block], logits_BHM, _HIDDEN))
+  return jax.nn.softmax(jnp.where(layout.visible(block, slot), logits_BHM, _HIDDEN))
 
 
-def full_attention(q: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, dropout: Callable) -> tuple[jax.Array, None]:
-  """Attends from every query [B, ..., H, K], already scaled, to all of a memory, without a mask.
-
-  Returns:
-    [B, ..., H, K], and None: nothing is kept of it.
-  """
-  q_BTHK = q.reshape(q.shape[0], -1, *q.shape[-2:])
-  return attend(q_BTHK, k_BMHK, v_BMHK, dropout, True).reshape(q.shape), None
-
-
-def attend(q, k, v, dropout, visible):
-  """Queries [..., T, H, K], keys and values [..., M, H, K]; `visible` broadcasts to [..., H, T, M]."""
-  logits = jnp.einsum('...THK,...MHK->...HTM', q, k, preferred_element_type=jnp.float32)
-  logits = jnp.where(visible, logits, _HIDDEN)
-  weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-  # Dividing after the product with the values saves a pass over the weights.
-  total = jnp.swapaxes(weights.sum(axis=-1), -2, -1)
-  mixed = jnp.einsum('...HTM,...MHK->...THK', dropout(weights).astype(v.dtype), v, preferred_element_type=jnp.float32)
-  return (mixed / total[..., None]).astype(v.dtype)
-
-
-def memory_blocks(x_BNQHK, layout):
+def memory_blocks(x_BNQHK: jax.Array, layout: BlockLayout) -> jax.Array:
   """Lays beside each block the pieces of earlier blocks that it sees: [B, N, M, H, K].
 
   Only shifts, slices and a concatenation: a gather would scatter in the backward pass.
   """
   shape = x_BNQHK.shape
-  cells = x_BNQHK.reshape(*shape[:2], *layout.block, layout.depth, *shape[3:])
+  # With one more axis it is another array, also in 1D: gradients of pieces are added up before they meet those of the
+  # block itself, as in version 0.1, whose runs are resumed bit for bit.
+  cells = x_BNQHK.reshape(*shape[:2], *layout.block, 1, *shape[3:])
   parts = []
   for piece in layout.pieces:
-    part = cells[:, :-piece.distance, piece.rows, piece.columns]
+    part = cells[(slice(None), slice(-piece.distance), *piece.cells)]
     part = jnp.pad(part, [(0, 0), (piece.distance, 0)] + [(0, 0)] * (part.ndim - 2))
     parts.append(part.reshape(*shape[:2], -1, *shape[3:]))
   return jnp.concatenate(parts + [x_BNQHK], axis=2)
 
 
+class Window(NamedTuple):
+  """Keys and values of one layer [B, H, K, R, Q] while images are drawn block by block.
+
+  They are of the last `layout.reach` blocks, the oldest first, and of the current one.
+  """
+
+  keys: jax.Array
+  values: jax.Array
+
+
 class Cache(NamedTuple):
-  """Keys and values [B H, K, M] that one layer keeps while the slots of a block are generated.
+  """Keys and values [B H, K, M] of one layer while the slots of a block are generated.
 
   First those of the halo, from earlier blocks, then the block's own, written slot by slot; the
   mask hides what is not yet. The slot comes last, so that reading a cache runs along memory;
@@ -91,21 +116,14 @@ class Cache(NamedTuple):
   values: jax.Array
 
 
-class Remembered(NamedTuple):
-  """Keys and values of one layer [B, H, K, R, Q]: the last `layout.reach` blocks, oldest first, and the current one."""
-
-  keys: jax.Array
-  values: jax.Array
-
-
-def cached_attention(q_BHK: jax.Array, k_BHK: jax.Array, v_BHK: jax.Array, dropout: Callable, *, cache: Cache,
-                     layout: BlockLayout, block: jax.Array, slot: jax.Array) -> tuple[jax.Array, Cache]:
+def cached_attention(q_BHK: jax.Array, k_BHK: jax.Array, v_BHK: jax.Array, drops: Drops | None = None, *,
+                     layout: BlockLayout, cache: Cache, block: jax.Array, slot: jax.Array) -> tuple[jax.Array, Cache]:
   """`local_attention` for one slot of one block, from a cache of the others.
 
   Returns:
-    [B, H, K] and the cache with this slot's key and value.
+    [B, H, K], and the cache with this slot's key and value.
   """
-  del dropout  # Nothing is dropped while sampling.
+  assert drops is None, 'nothing is dropped while sampling'
 
   def write(old_GKM, new_BHK):
     new_GK = new_BHK.reshape(old_GKM.shape[:2])
@@ -114,46 +132,46 @@ def cached_attention(q_BHK: jax.Array, k_BHK: jax.Array, v_BHK: jax.Array, dropo
   cache = Cache(write(cache.keys, k_BHK), write(cache.values, v_BHK))
   q_GK = q_BHK.reshape(cache.keys.shape[:2])
   logits_GM = jnp.einsum('GK,GKM->GM', q_GK, cache.keys, preferred_element_type=jnp.float32)
-  visible_M = jnp.asarray(layout.causal)[slot] & jnp.asarray(layout.occupied)[block]
+  visible_M = layout.visible(block, slot, jnp)
   weights_GM = jax.nn.softmax(jnp.where(visible_M, logits_GM, _HIDDEN)).astype(v_BHK.dtype)
   return jnp.einsum('GM,GKM->GK', weights_GM, cache.values).reshape(v_BHK.shape), cache
 
 
-def begin_memory(layout: BlockLayout, shape_BHK: tuple[int, int, int], dtype: jnp.dtype) -> Remembered:
-  """A memory before the first slot."""
-  empty = jnp.zeros((*shape_BHK, layout.reach + 1, layout.block_size), dtype)
-  return Remembered(empty, empty)
+def empty_window(layout: BlockLayout, shape_BHK: tuple[int, int, int], dtype: jnp.dtype) -> Window:
+  """Before the first slot."""
+  zeros = jnp.zeros((*shape_BHK, layout.reach + 1, layout.block_size), dtype)
+  return Window(zeros, zeros)
 
 
-def remember(k_BNQHK: jax.Array, v_BNQHK: jax.Array, layout: BlockLayout, block: int) -> Remembered:
-  """The memory with which a block begins or goes on, from the keys and values of all slots."""
+def window_at(k_BNQHK: jax.Array, v_BNQHK: jax.Array, layout: BlockLayout, block: int) -> Window:
+  """With which a block begins or is continued, from the keys and values of all slots."""
 
   def recent(x_BNQHK):
     x_BNQHK = jnp.pad(x_BNQHK, [(0, 0), (layout.reach, 0)] + [(0, 0)] * 3)  # nothing is before the first block
     return jnp.transpose(x_BNQHK[:, block:block + layout.reach + 1], (0, 3, 4, 1, 2))
 
-  return Remembered(recent(k_BNQHK), recent(v_BNQHK))
+  return Window(recent(k_BNQHK), recent(v_BNQHK))
 
 
-def begin_block(remembered: Remembered, layout: BlockLayout) -> Cache:
-  """The cache of the current block: its memory gathered once."""
+def begin_block(window: Window, layout: BlockLayout) -> Cache:
+  """The cache of the current block: its memory, gathered once."""
 
   def gather(x_BHKRQ):
-    cells = x_BHKRQ.reshape(*x_BHKRQ.shape[:4], *layout.block, layout.depth)
-    parts = [cells[:, :, :, layout.reach - piece.distance, piece.rows, piece.columns]
-             .reshape(*x_BHKRQ.shape[:3], -1) for piece in layout.pieces]
+    cells = x_BHKRQ.reshape(*x_BHKRQ.shape[:4], *layout.block)
+    parts = [cells[(..., layout.reach - piece.distance, *piece.cells)].reshape(*x_BHKRQ.shape[:3], -1)
+             for piece in layout.pieces]
     x_BHKM = jnp.concatenate(parts + [x_BHKRQ[..., -1, :]], axis=-1)
     return x_BHKM.reshape(-1, *x_BHKM.shape[2:])
 
-  return Cache(*map(gather, remembered))
+  return Cache(*map(gather, window))
 
 
-def end_block(remembered: Remembered, cache: Cache) -> Remembered:
-  """Remembers a finished block and forgets the oldest."""
+def end_block(window: Window, cache: Cache) -> Window:
+  """Takes a finished block into the window, in place of the oldest."""
 
   def push(x_BHKRQ, x_GKM):
     own = x_GKM[..., -x_BHKRQ.shape[-1]:].reshape(*x_BHKRQ.shape[:3], 1, -1)
     # What the next block finds in its own slots is stale, but hidden until it is overwritten.
     return jnp.concatenate([x_BHKRQ[..., :-1, :], own, own], axis=3)[..., 1:, :]
 
-  return Remembered(push(remembered.keys, cache.keys), push(remembered.values, cache.values))
+  return Window(push(window.keys, cache.keys), push(window.values, cache.values))

@@ -1,15 +1,14 @@
 """Configuration: frozen dataclasses that hold the defaults and validate themselves.
 
-Every field is documented here and nowhere else; `configs/base.py` turns these
-defaults into the ml_collections tree that experiments override, and nothing
-below `main.py` sees ml_collections. A bad value raises `InputError` naming the
-field as the user would type it (`model.num_heads`).
+Every field is documented here and nowhere else; `configs/base.py` turns these defaults into
+the ml_collections tree that experiments override, which only the command sees. A bad value
+raises `InputError` naming the field as the user would type it (`model.num_heads`).
 """
 
 import dataclasses
 import difflib
 import math
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from image_transformer.errors import InputError
 
 # Steps are counted in int32.
 _MAX_COUNT = 2**31 - 1
-# No batch comes near it; far more would end as a lack of memory, or not at all.
+# Far more than any machine has memory for.
 _MAX_BATCH = 1_000_000
 _MAX_WIDTH = 1_000_000
 # Layers are compiled one by one.
@@ -50,21 +49,29 @@ def _check_ranges(prefix: str, config: Any, need: str, test, *fields: str) -> No
 
 
 def _check_whole(prefix: str, config: Any, low: int, high: int, *fields: str, zero: str = '') -> None:
-  """`zero` says what 0 means, where it has a meaning of its own."""
+  """`zero`: what 0 means, where it has a meaning of its own."""
   need = f'0 ({zero}) or positive, at most {high}' if zero else f'in {low}..{high}'
   _check_ranges(prefix, config, need, lambda value: low <= value <= high, *fields)
 
 
+def _check_choices(prefix: str, config: Any) -> None:
+  """Fields annotated as Literal[...] must have one of these values."""
+  for field, kind in get_type_hints(type(config)).items():
+    if get_origin(kind) is Literal:
+      value = getattr(config, field)
+      check(value in get_args(kind), f'{prefix}.{field}', value, f'one of {", ".join(get_args(kind))}')
+
+
 # Floats are used as float32, in which they must still be what they are here.
-_POSITIVE = 'a positive number that float32 holds'
+POSITIVE = 'a positive number that float32 holds'
 _FRACTION = 'in [0, 1), rounded to float32 too'
 
 _MIN_FLOAT, _MAX_FLOAT = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
-def positive_float(value: float) -> bool:
-  """Whether a number is positive, and stays so and finite in float32."""
-  return _MIN_FLOAT <= value <= _MAX_FLOAT
+def positive_float(value: Any) -> bool:
+  """Whether this is a positive number, and stays so and finite in float32."""
+  return isinstance(value, (int, float, np.number)) and bool(_MIN_FLOAT <= value <= _MAX_FLOAT)
 
 
 def _not_negative_float(value: float) -> bool:
@@ -110,20 +117,23 @@ class ModelConfig:
   # Memory around the query block: positions before it in 1D; in 2D (rows above,
   # columns to the left and to the right of those rows and to the left of the block).
   memory_flange: tuple[int, ...] = (256,)
-  likelihood: str = 'categorical'  # or 'dmol', discretized mixture of logistics
+  # The order in which 1D attention generates pixels: row by row, the paper's; column by column; along diagonals; along
+  # Hilbert's curve (squares whose side is a power of two).
+  scan: Literal['raster', 'column', 'zigzag', 'hilbert'] = 'raster'
+  likelihood: Literal['categorical', 'dmol'] = 'categorical'  # dmol: discretized mixture of logistics
   num_mixtures: int = 10  # DMOL components
   num_layers: int = 12
   hidden_size: int = 512  # d, the width of the residual stream
   num_heads: int = 4
   ffn_size: int = 2048  # hidden width of the feed-forward sub-layer
   qkv_size: int = 0  # total width of queries, keys and values; 0: hidden_size
-  norm: str = 'post'  # 'post': LN(x + f(x)), the paper's; 'pre': x + f(LN(x))
-  coordinates: str = 'sine'  # or 'learned'
+  norm: Literal['post', 'pre'] = 'post'  # post: LN(x + f(x)), the paper's; pre: x + f(LN(x))
+  coordinates: Literal['sine', 'learned'] = 'sine'
   # Multiplies the initial weights that embed intensities or pixels. At 1, the official
   # initialisation, coordinates drown them, pixels above all, and short runs learn little.
   embedding_gain: float = 1.0
   class_conditional: bool = False  # adds a class embedding at every position
-  # Super-resolution: the image is generated given itself made smaller by this factor, which an
+  # Super-resolution: the image is generated given itself downsampled by this factor, which an
   # encoder reads and every decoder layer attends to; 1: none.
   upscale: int = 1
   num_encoder_layers: int = 0  # super-resolution only
@@ -133,7 +143,8 @@ class ModelConfig:
   dropout: float = 0.3  # on the embedded input and on every residual branch
   attention_dropout: float = 0.0  # on the attention weights; the original has none
   remat: bool = False  # recompute each layer in the backward pass: less memory, more time
-  dtype: str = 'float32'  # or 'bfloat16': compute type; parameters, softmax, norms and likelihoods stay float32
+  # Of the layers; parameters, softmax, norms and likelihoods stay float32.
+  dtype: Literal['float32', 'bfloat16'] = 'float32'
 
   def __post_init__(self):
     for field in ('query_block', 'memory_flange'):
@@ -143,14 +154,12 @@ class ModelConfig:
           'one (1D) or two (2D) positive integers')
     check(len(self.memory_flange) == dims and min(self.memory_flange) >= 0, 'model.memory_flange',
           self.memory_flange, f'{dims} non-negative integer(s), like model.query_block')
-    for field, choices in (('likelihood', ('categorical', 'dmol')), ('norm', ('post', 'pre')),
-                           ('coordinates', ('sine', 'learned')), ('dtype', ('float32', 'bfloat16'))):
-      value = getattr(self, field)
-      check(value in choices, f'model.{field}', value, f'one of {", ".join(choices)}')
+    _check_choices('model', self)
+    check(dims == 1 or self.scan == 'raster', 'model.scan', self.scan, 'raster with 2D attention (model.query_block)')
     _check_whole('model', self, 1, _MAX_LAYERS, 'num_layers')
     _check_whole('model', self, 1, _MAX_WIDTH, 'num_mixtures', 'hidden_size', 'num_heads', 'ffn_size')
     _check_whole('model', self, 0, _MAX_WIDTH, 'qkv_size', zero='model.hidden_size')
-    _check_ranges('model', self, _POSITIVE, positive_float, 'embedding_gain')
+    _check_ranges('model', self, POSITIVE, positive_float, 'embedding_gain')
     _check_ranges('model', self, _FRACTION, _fraction, 'dropout', 'attention_dropout')
     check(1 <= self.upscale <= _MAX_SIDE, 'model.upscale', self.upscale,
           f'1 (no super-resolution) or more, at most {_MAX_SIDE}')
@@ -217,7 +226,8 @@ class OptimizerConfig:
 
   learning_rate: float = 3.5e-3  # the peak
   warmup_steps: int = 4_000
-  schedule: str = 'rsqrt'  # peak * min(t/w, sqrt(w/t)), the paper's; or 'cosine', to zero at train.steps
+  # rsqrt: peak * min(t/w, sqrt(w/t)), the paper's; cosine: to zero at train.steps.
+  schedule: Literal['rsqrt', 'cosine'] = 'rsqrt'
   b1: float = 0.9
   b2: float = 0.98
   epsilon: float = 1e-9
@@ -226,12 +236,12 @@ class OptimizerConfig:
   skip_non_finite: int = 0
 
   def __post_init__(self):
-    _check_ranges('optimizer', self, _POSITIVE, positive_float, 'learning_rate', 'epsilon')
+    _check_ranges('optimizer', self, POSITIVE, positive_float, 'learning_rate', 'epsilon')
     _check_whole('optimizer', self, 1, _MAX_COUNT, 'warmup_steps')
     _check_ranges('optimizer', self, _FRACTION, _fraction, 'b1', 'b2')
-    _check_ranges('optimizer', self, f'0 (off) or {_POSITIVE}', _not_negative_float, 'clip_norm')
+    _check_ranges('optimizer', self, f'0 (off) or {POSITIVE}', _not_negative_float, 'clip_norm')
     _check_whole('optimizer', self, 0, _MAX_COUNT, 'skip_non_finite')
-    check(self.schedule in ('rsqrt', 'cosine'), 'optimizer.schedule', self.schedule, 'rsqrt or cosine')
+    _check_choices('optimizer', self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +252,7 @@ class SampleConfig:
 
   def __post_init__(self):
     _check_whole('sample', self, 1, _MAX_BATCH, 'num_images', 'batch_size')
-    _check_ranges('sample', self, _POSITIVE, positive_float, 'temperature')
+    _check_ranges('sample', self, POSITIVE, positive_float, 'temperature')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,7 +260,7 @@ class FolderConfig:
   """The dataset `folder`: images of your own, read once and kept in `data_dir`."""
 
   path: str = ''  # PNG, JPEG or WebP files, in sub-folders too
-  size: tuple[int, ...] = (32, 32)  # height and width to which they are made smaller
+  size: tuple[int, ...] = (32, 32)  # height and width to which they are downsampled
   crop: bool = True  # cut from the centre what has the shape of `size`; False: squeeze the whole image into it
   test_fraction: float = 0.1  # of the images, kept out of training as the split 'test'
 
@@ -266,7 +276,7 @@ class Config:
   seed: int = 0  # with the step, the source of every random number
   data_dir: str = ''  # where TFDS keeps data; '': $TFDS_DATA_DIR, else ~/tensorflow_datasets
   dataset: str = 'cifar10'  # a name in image_transformer/datasets
-  # Where the dataset is neither there nor to be had, train on generated images of its shape instead. Not a result.
+  # Where the dataset is not available, train on generated images of its shape instead. Not a result.
   stand_in: bool = False
   folder: FolderConfig = FolderConfig()
   model: ModelConfig = ModelConfig()
@@ -295,9 +305,7 @@ def _build(cls, values, prefix):
   kwargs = {}
   for name, value in values.items():
     if name not in fields:
-      near = difflib.get_close_matches(str(name), fields, n=1)
-      hint = f'did you mean {prefix}{near[0]}?' if near else f'known: {", ".join(fields)}.'
-      raise InputError(f'Unknown configuration field {prefix}{name}; {hint}')
+      raise unknown_field(f'{prefix}{name}')
     default = fields[name].default
     if dataclasses.is_dataclass(default):
       value = _build(type(default), value, f'{prefix}{name}.')
@@ -305,6 +313,29 @@ def _build(cls, values, prefix):
       value = _cast(prefix + name, value, default)
     kwargs[name] = value
   return cls(**kwargs)
+
+
+def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Nested dictionaries as one, with fields as they are typed, such as model.num_heads."""
+  flat = {}
+  for name, value in tree.items():
+    flat.update(flatten(value, f'{prefix}{name}.') if isinstance(value, dict) else {prefix + name: value})
+  return flat
+
+
+def fields() -> list[str]:
+  """All of them, as they are typed."""
+  return list(flatten(dataclasses.asdict(Config())))
+
+
+def unknown_field(field: str) -> InputError:
+  """What to raise for a field that does not exist: names those of that name elsewhere, or the nearest."""
+  sections = [one.name for one in dataclasses.fields(Config)]
+  last = lambda one: one.rpartition('.')[2]
+  near = [one for one in fields() if last(one) == last(field)] or \
+      difflib.get_close_matches(field, [*sections, *fields()], n=1)
+  hint = f'did you mean {" or ".join(near)}?' if near else f'known: {", ".join(sections)}.'
+  return InputError(f'Unknown configuration field {field}; {hint}')
 
 
 def _cast(field, value, default):

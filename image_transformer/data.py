@@ -6,7 +6,7 @@ each process then reads only its share: process k of P takes the k-th of P equal
 parts of every batch, and the parts in order are the batch of a single process.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import difflib
@@ -19,8 +19,9 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
+from image_transformer.conditions import Condition, make_conditions
 from image_transformer.config import Config, ImageSpec, check, shown
-from image_transformer.datasets import SOURCES, Source, stand_in
+from image_transformer.datasets import DATASETS, Dataset, stand_in
 from image_transformer.errors import InputError, MissingDataError
 from image_transformer.images import area_resize
 
@@ -53,7 +54,7 @@ def image_spec(config: Config) -> ImageSpec:
   Raises:
     InputError: for an unknown name.
   """
-  return _source(config).spec
+  return _dataset(config).spec
 
 
 def check_data(config: Config) -> None:
@@ -62,11 +63,11 @@ def check_data(config: Config) -> None:
   Raises:
     InputError: if a split names no images, or holds fewer than `eval.num_images`, or `data_dir` cannot be used.
   """
-  source = _source(config)
-  with _errors_in_one_line(config, source):
-    builder = _builder(source, config)
-    _expected(config, source, builder, config.train.split)
-    count = _expected(config, source, builder, config.eval.split)
+  dataset = _dataset(config)
+  with _errors_in_one_line(config, dataset):
+    builder = _builder(dataset, config)
+    _expected(config, dataset, builder, config.train.split)
+    count = _expected(config, dataset, builder, config.eval.split)
   if count is not None:
     check(config.eval.num_images <= count, 'eval.num_images', config.eval.num_images,
           f'at most {count}, what {config.eval.split} holds')
@@ -76,43 +77,44 @@ def open_split(config: Config, split: str) -> Sequence[dict[str, Any]]:
   """Opens a split, preparing the dataset first where it is not in the data directory.
 
   Args:
-    config: says which dataset, and by `model.upscale` whether images come with themselves made smaller.
+    config: says which dataset, and which conditions the model has.
     split: a TFDS split expression, such as 'train[:90%]'.
 
   Returns:
-    A random-access source of {'image': uint8 [H, W, C], 'label': int32 [], 'low_res':
-    uint8 [H / upscale, W / upscale, C]}, the label only where the dataset has classes,
-    low_res only where upscale > 1, in the order of storage. Where larger images are
-    stored, both image and low_res are the stored one made smaller, as in tensor2tensor.
+    A random-access source of {'image': uint8 [H, W, C], 'label': int32 []} and of the values of
+    all conditions by name, such as 'low_res': uint8 [H / upscale, W / upscale, C], in the order of
+    storage; the label only where the dataset has classes. Where larger images are stored, both
+    image and low_res are the stored one downsampled, as in tensor2tensor.
 
   Raises:
-    MissingDataError: if the dataset is neither prepared nor to be had.
+    MissingDataError: if the dataset is not available.
     InputError: for an unknown dataset or split, an empty split, or a dataset that
       can be neither read nor prepared.
   """
-  spec, source = image_spec(config), _source(config)
-  with _errors_in_one_line(config, source):
-    builder = _prepare(source, config, split)
+  spec, dataset = image_spec(config), _dataset(config)
+  with _errors_in_one_line(config, dataset):
+    builder = _prepare(dataset, config, split)
     _count(config, builder.info.splits, split)
     _check_files(builder.info.splits[split])
-    examples = _Examples(config, source, builder.as_data_source(split))
+    examples = _Examples(config, dataset, builder.as_data_source(split))
     shape = examples[0]['image'].shape
-  if shape not in (spec.shape, source.stored):
+  if shape not in (spec.shape, dataset.stored):
     raise InputError(f'{config.dataset} in {builder.data_path} has images of shape {shape}, '
-                     f'but must have {source.stored or spec.shape}.')
-  return grain.MapDataset.source(examples).map(lambda example: _element(example, spec, config.model.upscale))
+                     f'but must have {dataset.stored or spec.shape}.')
+  conditions = make_conditions(config.model, spec)
+  return grain.MapDataset.source(examples).map(lambda example: _element(example, spec, conditions))
 
 
 def full_size(config: Config, split: str) -> int | None:
   """Returns how many images the split officially has; None for part of a split, or where there is no such number."""
-  return _source(config).sizes.get(split)
+  return _dataset(config).sizes.get(split)
 
 
 def note(config: Config) -> str:
-  """Returns one line that says which data this is, where a reader could be mistaken; '' elsewhere."""
-  source = _source(config)
-  with _errors_in_one_line(config, source):
-    text = source.note(_builder(source, config))
+  """Returns one line that says which data this is, where that is easily mistaken; '' elsewhere."""
+  dataset = _dataset(config)
+  with _errors_in_one_line(config, dataset):
+    text = dataset.note(_builder(dataset, config))
   return text and f'{config.dataset}: {text}'
 
 
@@ -122,10 +124,10 @@ def with_stand_in(config: Config) -> Config:
   The dataset is prepared on the way, if it can be. A damaged one raises InputError: it is never replaced.
   """
   if config.stand_in:
-    source = _source(config)
+    dataset = _dataset(config)
     try:
-      with _errors_in_one_line(config, source):
-        _prepare(source, config)
+      with _errors_in_one_line(config, dataset):
+        _prepare(dataset, config)
     except MissingDataError:
       return dataclasses.replace(config, dataset=_STAND_IN + config.dataset)
   return config
@@ -152,8 +154,8 @@ def train_batches(source: Sequence, *, batch_size: int, seed: int, start_step: i
     process_count: in how many parts the batch is read.
 
   Returns:
-    An iterator of {'image': uint8 [b, H, W, C], 'label': int32 [b], 'low_res': uint8 [b, h, w, C]}
-    as far as `source` has them, b = batch_size / process_count.
+    An iterator of what `source` holds, {'image': uint8 [b, H, W, C], 'label': int32 [b], ...},
+    b = batch_size / process_count.
 
   Raises:
     InputError: if process_count does not divide batch_size.
@@ -166,8 +168,9 @@ def train_batches(source: Sequence, *, batch_size: int, seed: int, start_step: i
   def load(planned):
     indices, flipped = (array[part] for array in planned)
     batch = _load(source, indices)
-    for key in batch.keys() & {'image', 'low_res'}:  # making smaller commutes with mirroring
-      batch[key][flipped] = batch[key][flipped, :, ::-1]
+    for values in batch.values():
+      if values.ndim == 4:  # images, small ones too: downsampling commutes with mirroring
+        values[flipped] = values[flipped, :, ::-1]
     return batch
 
   order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
@@ -189,8 +192,8 @@ def eval_batches(source: Sequence, *, batch_size: int, num_images: int = 0, proc
     process_count: in how many parts each batch is read.
 
   Returns:
-    An iterator of what `train_batches` yields and 'mask': bool [b]. Where the mask
-    is false, the image is padding (a copy of the last one) and must not count.
+    An iterator of what `train_batches` yields. The last batch is filled up with copies
+    of the last image, which must not count.
 
   Raises:
     InputError: if `source` holds fewer images, or process_count does not divide batch_size.
@@ -201,38 +204,43 @@ def eval_batches(source: Sequence, *, batch_size: int, num_images: int = 0, proc
 
   def load(step):
     positions = np.arange(step * batch_size, (step + 1) * batch_size)[part]
-    return _load(source, np.minimum(positions, num_images - 1)) | {'mask': positions < num_images}
+    return _load(source, np.minimum(positions, num_images - 1))
 
   num_batches = -(-num_images // batch_size)
   return iter(grain.MapDataset.range(num_batches).map(load).to_iter_dataset(_READ_AHEAD))
 
 
+def first_examples(source: Sequence, num_images: int) -> Batch:
+  """The first images of a source, and what comes with them, in one batch."""
+  return next(eval_batches(source, batch_size=num_images, num_images=num_images))
+
+
 class _Examples:
   """Stored examples; one that cannot be read raises InputError, in whatever thread."""
 
-  def __init__(self, config: Config, source: Source, examples: Sequence):
-    self._config, self._source, self._examples = config, source, examples
+  def __init__(self, config: Config, dataset: Dataset, examples: Sequence):
+    self._config, self._dataset, self._examples = config, dataset, examples
 
   def __len__(self) -> int:
     return len(self._examples)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    with _errors_in_one_line(self._config, self._source):
+    with _errors_in_one_line(self._config, self._dataset):
       return self._examples[index]
 
 
-def _source(config: Config) -> Source:
+def _dataset(config: Config) -> Dataset:
   name = config.dataset.removeprefix(_STAND_IN)
-  if name not in SOURCES:
-    near = difflib.get_close_matches(name, SOURCES, n=1)
-    hint = f'did you mean {near[0]}?' if near else f'known: {", ".join(SOURCES)}.'
+  if name not in DATASETS:
+    near = difflib.get_close_matches(name, DATASETS, n=1)
+    hint = f'did you mean {near[0]}?' if near else f'known: {", ".join(DATASETS)}.'
     raise InputError(f'Unknown dataset {shown(config.dataset)}; {hint}')
-  source = SOURCES[name](config)
-  return source if name == config.dataset else stand_in(name, source)
+  dataset = DATASETS[name](config)
+  return dataset if name == config.dataset else stand_in(name, dataset)
 
 
 @contextlib.contextmanager
-def _errors_in_one_line(config: Config, source: Source) -> Iterator[None]:
+def _errors_in_one_line(config: Config, dataset: Dataset) -> Iterator[None]:
   try:
     yield
   except InputError:
@@ -240,30 +248,30 @@ def _errors_in_one_line(config: Config, source: Source) -> Iterator[None]:
   except Exception as error:  # TFDS, protobuf and array_record each have their own
     reason = ' '.join(str(error).split()) or type(error).__name__
     raise InputError(f'{config.dataset} cannot be read or prepared in {resolve_data_dir(config.data_dir)}/'
-                     f'{source.builder.name} ({reason}); mend or delete that directory, or set data_dir to '
+                     f'{dataset.builder.name} ({reason}); mend or delete that directory, or set data_dir to '
                      'another.') from error
 
 
-def _builder(source: Source, config: Config) -> tfds.core.DatasetBuilder:
-  return source.builder(data_dir=resolve_data_dir(config.data_dir), config=source.config)
+def _builder(dataset: Dataset, config: Config) -> tfds.core.DatasetBuilder:
+  return dataset.builder(data_dir=resolve_data_dir(config.data_dir), config=dataset.config)
 
 
-def _prepare(source: Source, config: Config, *needed: str) -> tfds.core.DatasetBuilder:
+def _prepare(dataset: Dataset, config: Config, *needed: str) -> tfds.core.DatasetBuilder:
   """Splits that do not exist are refused before anything is written."""
-  builder = _builder(source, config)
+  builder = _builder(dataset, config)
   for split in needed:
-    _expected(config, source, builder, split)
+    _expected(config, dataset, builder, split)
   try:
     builder.download_and_prepare(file_format='array_record')
   except OSError:
     if not builder.data_path.exists():
       raise
     # Another process prepared it meanwhile, and TFDS would not overwrite that.
-    builder = _builder(source, config)
+    builder = _builder(dataset, config)
   return builder
 
 
-def _expected(config: Config, source: Source, builder: tfds.core.DatasetBuilder, split: str) -> int | None:
+def _expected(config: Config, dataset: Dataset, builder: tfds.core.DatasetBuilder, split: str) -> int | None:
   """How many images a split holds, or will hold once it is prepared; None where nobody knows yet."""
   if builder.info.splits:
     return _count(config, builder.info.splits, split)
@@ -275,11 +283,11 @@ def _expected(config: Config, source: Source, builder: tfds.core.DatasetBuilder,
   infos = [tfds.core.SplitInfo(
       name=name, shard_lengths=[size or _ENOUGH], num_bytes=0, filename_template=tfds.core.ShardedFileTemplate(
           data_dir='', dataset_name=config.dataset, split=name, filetype_suffix='array_record'))
-           for name, size in source.sizes.items()]
+           for name, size in dataset.sizes.items()]
   if 'shard' in split:  # TFDS decides how many there are when it writes them
     return None
   count = _count(config, tfds.core.SplitDict(infos), split)
-  return count if None not in source.sizes.values() else None
+  return count if None not in dataset.sizes.values() else None
 
 
 def _count(config: Config, splits: tfds.core.SplitDict, split: str) -> int:
@@ -306,14 +314,12 @@ def _check_files(split: tfds.core.SplitInfo) -> None:
                        f'{part.examples_in_shard:,}')
 
 
-def _element(example: dict[str, Any], spec: ImageSpec, upscale: int) -> dict[str, Any]:
+def _element(example: dict[str, Any], spec: ImageSpec, conditions: Mapping[str, Condition]) -> dict[str, Any]:
   stored = example['image']
   element = {'image': stored if stored.shape == spec.shape else area_resize(stored, spec.height, spec.width)}
   if spec.num_classes:
     element['label'] = np.int32(example['label'])
-  if upscale > 1:
-    element['low_res'] = area_resize(stored, spec.height // upscale, spec.width // upscale)
-  return element
+  return element | {name: condition.of_example(example) for name, condition in conditions.items()}
 
 
 def _part(batch_size: int, process_index: int, process_count: int) -> slice:

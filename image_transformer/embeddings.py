@@ -1,4 +1,7 @@
-"""What goes into the first layer: embedded intensities, coordinates and classes (paper section 3.1)."""
+"""What goes into the first layer: embedded intensities, coordinates and classes (paper section 3.1).
+
+Shape suffixes: X any axes, V values of a position, D features.
+"""
 
 from collections.abc import Callable
 
@@ -24,10 +27,10 @@ class Table(nn.Module):
   init: Callable = official_init
 
   @nn.compact
-  def __call__(self, index: jax.Array) -> jax.Array:
-    """Rows [..., features] (float32) for integer indices [...]."""
+  def __call__(self, index_X: jax.Array) -> jax.Array:
+    """Rows [X, D] (float32) for integer indices."""
     table = self.param('embedding', self.init, (self.rows, self.features), jnp.float32)
-    return jnp.take(table, index, axis=0) * np.sqrt(self.features)
+    return jnp.take(table, index_X, axis=0) * np.sqrt(self.features)
 
 
 class IntensityEmbedding(nn.Module):
@@ -39,10 +42,10 @@ class IntensityEmbedding(nn.Module):
   gain: float = 1.0  # on the initial weights
 
   @nn.compact
-  def __call__(self, values: jax.Array, channel: jax.Array) -> jax.Array:
-    """Values [..., 1] of the given channel [...] -> [..., features]."""
+  def __call__(self, values_XV: jax.Array, channel_X: jax.Array) -> jax.Array:
+    """Single values (V = 1) of the given channels -> [X, D]."""
     table = Table(self.channels * self.levels, self.features, _scaled(self.gain), name='table')
-    return table(values[..., 0] + self.levels * channel)
+    return table(values_XV[..., 0] + self.levels * channel_X)
 
 
 class PixelEmbedding(nn.Module):
@@ -53,10 +56,10 @@ class PixelEmbedding(nn.Module):
   gain: float = 1.0  # on the initial weights
 
   @nn.compact
-  def __call__(self, values: jax.Array, channel: jax.Array) -> jax.Array:
-    """Pixels [..., C] -> [..., features]; a pixel has no channel, so that argument is ignored."""
-    del channel
-    scaled = values.astype(jnp.float32) / ((self.levels - 1) / 2) - 1
+  def __call__(self, values_XV: jax.Array, channel_X: jax.Array) -> jax.Array:
+    """Pixels -> [X, D]; a pixel has no channel, so that argument is ignored."""
+    del channel_X
+    scaled = values_XV.astype(jnp.float32) / ((self.levels - 1) / 2) - 1
     # The 1 x C convolution is a dense layer here, but its kernel was [1, C, 1, features].
     init = _scaled(self.gain, lambda shape: (1, shape[0], 1, shape[1]))
     return nn.relu(nn.Dense(self.features, kernel_init=init, name='conv')(scaled))
@@ -88,13 +91,13 @@ class Coordinates(nn.Module):
   depth: int = 1  # columns in a pixel
 
   @nn.compact
-  def __call__(self, row: jax.Array, column: jax.Array) -> jax.Array:
-    """Integer coordinates [...] -> [..., features] (float32)."""
+  def __call__(self, row_X: jax.Array, column_X: jax.Array) -> jax.Array:
+    """Integer coordinates -> [X, D] (float32)."""
     if self.kind == 'sine':
       tables = (sine_table(self.rows, self.features, self.spacing),
                 sine_table(self.columns, self.features, self.spacing, self.depth))
-      signal = jnp.concatenate([jnp.asarray(table)[index] for table, index in zip(tables, (row, column))], axis=-1)
+      signal = jnp.concatenate([jnp.asarray(table)[index] for table, index in zip(tables, (row_X, column_X))], axis=-1)
       return jnp.pad(signal, [(0, 0)] * (signal.ndim - 1) + [(0, self.features - signal.shape[-1])])
     init = nn.initializers.normal(self.features**-0.5)
-    return (Table(self.rows, self.features, init, name='row')(row) +
-            Table(self.columns, self.features, init, name='column')(column))
+    return (Table(self.rows, self.features, init, name='row')(row_X) +
+            Table(self.columns, self.features, init, name='column')(column_X))

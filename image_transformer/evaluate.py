@@ -1,6 +1,7 @@
-"""Exact evaluation: every image of a split once, whatever the batch size or the number of devices."""
+"""Exact scores: every image once, whatever the batch size or the number of devices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import functools
 from typing import Any
 
 import jax
@@ -12,23 +13,26 @@ from image_transformer.metrics import Evaluation
 from image_transformer.model import ImageTransformer
 
 
-def make_evaluator(model: ImageTransformer, batch_size: int) -> Callable[..., Evaluation]:
-  """Compiles at the first call; returns evaluate(params, source, num_images).
+@functools.lru_cache(maxsize=8)
+def make_scorer(model: ImageTransformer, batch_size: int, method: str = 'log_prob') -> Callable[..., np.ndarray]:
+  """Compiles at the first call; returns score(params, source, num_images).
+
+  Args:
+    model: the model.
+    batch_size: images at a time over all devices.
+    method: of the model, which takes images and what they are given, and returns nats [B, ...].
 
   Args of the result:
     params: the parameters, one copy on every device (`devices.replicate`).
-    source: images and what they are given, from `data.open_split`.
+    source: images and what they are given, as `data.open_split` returns them.
     num_images: the first so many; 0 for all.
 
-  Raises `stopping.Stopped` between two batches.
+  It returns nats, float64 [images, ...], on every process, and raises `stopping.Stopped` between two batches.
   """
+  parallel = devices.pmap(
+      lambda params, images, given: devices.gather(model.apply({'params': params}, images, given, method=method)))
 
-  def negative_log_prob(params, images, given):
-    return devices.gather(-model.apply({'params': params}, images, given, method='log_prob'))
-
-  parallel = devices.pmap(negative_log_prob)
-
-  def evaluate(params: Any, source: Any, num_images: int = 0) -> Evaluation:
+  def score(params: Any, source: Sequence, num_images: int = 0) -> np.ndarray:
     number, batch = num_images or len(source), devices.round_up(batch_size)
     batches = data.eval_batches(source, batch_size=batch, num_images=number,
                                 process_index=jax.process_index(), process_count=jax.process_count())
@@ -40,6 +44,12 @@ def make_evaluator(model: ImageTransformer, batch_size: int) -> Callable[..., Ev
         nats.append(np.asarray(devices.unreplicate(parallel(params, images, given)), np.float64))
         progress.update(min(batch, number - progress.n))
     # What is padding comes last.
-    return Evaluation(np.concatenate(nats)[:number], model.spec.num_dims)
+    return np.concatenate(nats)[:number]
 
-  return evaluate
+  return score
+
+
+def make_evaluator(model: ImageTransformer, batch_size: int) -> Callable[..., Evaluation]:
+  """As `make_scorer`, but the result returns bits/dim over all images."""
+  score = make_scorer(model, batch_size)
+  return lambda *args: Evaluation(-score(*args), model.spec.num_dims)

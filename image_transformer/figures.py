@@ -1,11 +1,10 @@
 """Figures: what a position may see, what it used, where an image was surprising, how training went.
 
-Arrays and numbers in, matplotlib figures out.
+Arrays and numbers in, matplotlib figures out; `pixels` turns one into a picture.
 """
 
 from collections.abc import Mapping, Sequence
 import math
-import re
 from typing import Any
 
 from etils import epath
@@ -18,9 +17,9 @@ import numpy as np
 
 from image_transformer.config import ImageSpec, check
 from image_transformer.layout import BlockLayout
+from image_transformer.library import Run
 from image_transformer.metrics import read_metrics
 from image_transformer.model import ImageTransformer
-from image_transformer.runs import Run
 
 HIDDEN, MEMORY, OWN_BLOCK, QUERY = range(4)
 
@@ -28,41 +27,25 @@ _COLORS = '#e8e8e8', '#7fb2dd', '#f2b15f', '#c0302c'
 _LEGEND = 'not visible', 'memory', "the block's own", 'the query itself'
 
 
-def attention_of_run(run: Run, inputs: Mapping[str, np.ndarray], row: int, column: int) -> Figure:
+def attention_of_run(run: Run, images: np.ndarray, row: int, column: int, **given: np.ndarray) -> Figure:
   """Of the first image: how much of each pixel the first position of one pixel used."""
-  model, first = run.model, {name: values[:1] for name, values in inputs.items()}
-  index = _index(model, row, column)
+  model, index = run.model, _index(run.model, row, column)
   look = jax.jit(lambda *args: model.apply(*args, index, method='attention_weights'))
-  weights = look(run.variables, first['image'], {name: first[name] for name in model.conditions})
+  weights = look(run.variables, images[:1], {name: values[:1] for name, values in given.items()})
   return attention(np.asarray(weights[:, 0]), model.layout, model.spec, index)
 
 
-def bits_of_run(run: Run, inputs: Mapping[str, np.ndarray]) -> Figure:
-  """What each pixel of the images costs a model, under their conditions."""
-  log_probs = jax.jit(lambda *args: run.model.apply(*args, method='pixel_log_probs'))
-  # One image at a time, since a large model may not have room for more.
-  each = [{name: values[i:i + 1] for name, values in inputs.items()} for i in range(len(inputs['image']))]
-  nats = [-log_probs(run.variables, one['image'], {name: one[name] for name in run.model.conditions}) for one in each]
-  return bits(inputs['image'], np.concatenate(nats), run.model.spec.levels)
+def middle(model: ImageTransformer) -> tuple[int, int]:
+  """Row and column of the pixel in the middle."""
+  return model.spec.height // 2, model.spec.width // 2
 
 
 def _index(model, row, column):
-  """The raster index of the first position of a pixel."""
+  """The raster index of the first position of a pixel; raises InputError where there is no such pixel."""
+  height, width, _ = model.spec.shape
+  check(0 <= row < height and 0 <= column < width, 'position', f'{row},{column}',
+        f'a row in 0..{height - 1} and a column in 0..{width - 1}')
   return (row * model.spec.width + column) * (model.layout.num_positions // (model.spec.height * model.spec.width))
-
-
-def read_position(words: Sequence[str] | None, spec: ImageSpec) -> tuple[int, int]:
-  """Row and column from the flag --position; the middle if it is not given.
-
-  Raises:
-    InputError: if there is no such pixel.
-  """
-  words = [str(spec.height // 2), str(spec.width // 2)] if words is None else words
-  good = len(words) == 2 and all(re.fullmatch(r'\d{1,9}', word) for word in words)
-  row, column = map(int, words) if good else (-1, -1)
-  check(0 <= row < spec.height and 0 <= column < spec.width, '--position', ','.join(words),
-        f'ROW,COLUMN with rows in 0..{spec.height - 1} and columns in 0..{spec.width - 1}')
-  return row, column
 
 
 def read_logs(folder: epath.Path) -> dict[str, list[dict[str, Any]]]:
@@ -74,7 +57,7 @@ def read_logs(folder: epath.Path) -> dict[str, list[dict[str, Any]]]:
   folders = [folder] if (folder / 'metrics.jsonl').exists() else sorted(
       path.parent for path in folder.glob('*/metrics.jsonl'))
   logs = {one.name: read_metrics(one) for one in folders}
-  check(any(line.get('bits_per_dim') is not None for lines in logs.values() for line in lines), '--workdir', folder,
+  check(any(line.get('bits_per_dim') is not None for lines in logs.values() for line in lines), 'workdir', str(folder),
         'a run that has logged its training, or a folder of such runs')
   return logs
 
@@ -83,7 +66,7 @@ def visible_from(layout: BlockLayout, index: int) -> np.ndarray:
   """What the query at a raster index may see: int8 [positions] of HIDDEN, MEMORY, OWN_BLOCK and QUERY."""
   block, slot = divmod(int(layout.slots[index]), layout.block_size)
   kind = np.where(np.arange(layout.memory.shape[1]) < layout.halo_size, MEMORY, OWN_BLOCK)
-  visible = layout.causal[slot] & layout.occupied[block]
+  visible = layout.visible(block, slot)
   kinds = np.full(layout.num_positions, HIDDEN, np.int8)
   kinds[layout.memory[block, visible]] = kind[visible]
   kinds[index] = QUERY

@@ -1,4 +1,4 @@
-"""From a picture in a file to uint8 [H, W, C]: finding, reading, fitting, and making smaller. NumPy and PIL."""
+"""From a file to uint8 [H, W, C]: finding, reading, cropping, downsampling and enlarging. NumPy and PIL."""
 
 import os
 import pathlib
@@ -66,7 +66,7 @@ def read_image(path: os.PathLike | str, channels: int) -> np.ndarray:
 
 
 def fit(image: np.ndarray, height: int, width: int, crop: bool = True) -> np.ndarray:
-  """Makes an image smaller, first cutting its edges to the new shape's proportions if `crop`.
+  """Downsamples an image, first cropping it to the new shape's proportions if `crop`.
 
   Args:
     image: uint8 [H, W, C].
@@ -83,15 +83,19 @@ def fit(image: np.ndarray, height: int, width: int, crop: bool = True) -> np.nda
   rows, columns, _ = image.shape
   if rows < height or columns < width:
     raise InputError(f'The image is {rows} x {columns} (height x width), but must be at least {height} x {width}.')
-  if crop:
-    new_rows, new_columns = min(rows, round(columns * height / width)), min(columns, round(rows * width / height))
-    top, left = (rows - new_rows) // 2, (columns - new_columns) // 2
-    image = image[top:top + new_rows, left:left + new_columns]
-  return area_resize(image, height, width)
+  return area_resize(crop_to(image, height, width) if crop else image, height, width)
+
+
+def crop_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
+  """The largest part of an image [H, W, C] with the proportions of height and width, from the centre."""
+  rows, columns, _ = image.shape
+  new_rows, new_columns = min(rows, round(columns * height / width)), min(columns, round(rows * width / height))
+  top, left = (rows - new_rows) // 2, (columns - new_columns) // 2
+  return image[top:top + new_rows, left:left + new_columns]
 
 
 def area_resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
-  """Makes images smaller: the mean over each new pixel's area, cut down to an integer as in tensor2tensor.
+  """Downsamples images: the mean over each new pixel's area, truncated to an integer as in tensor2tensor.
 
   Args:
     images: integers in 0..255, [..., H, W, C].
@@ -102,13 +106,24 @@ def area_resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
     uint8 [..., height, width, C].
 
   Raises:
-    ValueError: if the images are not integers, or would become larger.
+    ValueError: if the images are not integers, or would have to be enlarged.
   """
   rows, columns = images.shape[-3:-1]
   if not np.can_cast(images.dtype, np.int64) or not (0 < height <= rows and 0 < width <= columns):
-    raise ValueError(f'{images.dtype} images of {rows} x {columns} cannot be made {height} x {width}.')
+    raise ValueError(f'{images.dtype} images of {rows} x {columns} cannot be downsampled to {height} x {width}.')
   sums = _sums(_sums(images, height, axis=-3), width, axis=-2)
   return (sums // (rows * columns)).astype(np.uint8)
+
+
+def bicubic(images: np.ndarray, height: int, width: int, levels: int) -> np.ndarray:
+  """Integer images [N, h, w, C] in 0..levels-1 enlarged by bicubic interpolation: uint8 [N, height, width, C]."""
+
+  def enlarge(channel):
+    return np.asarray(Image.fromarray(channel.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC))
+
+  channels = [enlarge(channel) for image in images for channel in np.moveaxis(image, -1, 0)]
+  large = np.moveaxis(np.reshape(channels, (len(images), -1, height, width)), 1, -1)
+  return np.clip(np.round(large), 0, levels - 1).astype(np.uint8)
 
 
 def _sums(values: np.ndarray, new_size: int, axis: int) -> np.ndarray:

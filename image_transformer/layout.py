@@ -1,27 +1,33 @@
 """Block layouts: in which order positions are generated, and which earlier ones a block sees.
 
-Local self-attention in one and in two dimensions (paper section 3.3) differs in
-nothing else. Both are one object here: a grid of cells is cut into query blocks,
-the blocks are generated in raster order and so are the positions inside a block,
-and around each block lies a memory. 1D attention is the grid with a single row.
+Local self-attention in one, two and more dimensions (paper section 3.3) is one
+object here: a grid is cut into query blocks, the blocks are generated in raster
+order and so are the positions inside a block, and around each block lies a memory.
 
-    2D, query block 2x2, flange 1x1           1D, query block 4, flange 4
+    1D, query block 4, flange 4               2D, query block 2x2, flange 1x1
 
-    . m m m m .      m  memory                m m m m q q q q . . . .
-    . m q q .        q  the query block
-    . m q q .        .  not visible
+    m m m m q q q q . . . .    m  memory                . m m m m .
+                               q  the query block       . m q q .
+                               .  not visible           . m q q .
 
 A query sees all of its memory, and its own block up to and including itself. What
 lies to the right in the block's own rows is generated later and never visible.
+
+In 1D the grid is the sequence of positions in the order of a scan: row by row, as
+in the paper, or along another path through the image. In 2D its axes are the rows,
+the columns and the positions inside a pixel, and a block holds whole pixels.
 
 The order of *slots* is the order of generation with the grid padded to whole
 blocks: slot (n, t) is the t-th position of the n-th block. Tensors of the network
 are [batch, blocks, slots in a block, ...]. Everything here is static NumPy.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import functools
+import itertools
 import math
+from typing import Any
 
 import numpy as np
 
@@ -33,38 +39,75 @@ _MAX_PAIRS = 2**32
 _MAX_PIECES = 4_096
 
 
+def _raster(rows: int, columns: int) -> np.ndarray:
+  return np.arange(rows * columns)
+
+
+def _column(rows: int, columns: int) -> np.ndarray:
+  return np.arange(rows * columns).reshape(rows, columns).T.ravel()
+
+
+def _zigzag(rows: int, columns: int) -> np.ndarray:
+  """Diagonal by diagonal in alternating directions, as JPEG orders its coefficients."""
+  row, column = np.indices((rows, columns)).reshape(2, -1)
+  diagonal = row + column
+  return np.lexsort((np.where(diagonal % 2, row, column), diagonal))
+
+
+def _hilbert(rows: int, columns: int) -> np.ndarray:
+  """Hilbert's curve from the top left to the bottom left corner, through the upper half first."""
+  if rows != columns or rows & (rows - 1):
+    raise InputError(f"model.scan is 'hilbert', but must be another scan for {rows} x {columns} images: Hilbert's "
+                     'curve fills squares whose side is a power of two.')
+  row = column = np.zeros(1, int)
+  size = 1
+  while size < rows:
+    # Top left (transposed), top right, bottom right, bottom left (transposed along the other diagonal).
+    row, column = (np.concatenate([column, row, row + size, 2 * size - 1 - column]),
+                   np.concatenate([row, column + size, column + size, size - 1 - row]))
+    size *= 2
+  return row * columns + column
+
+
+# By name, `model.scan`: (rows, columns) -> the raster index of each pixel, in the order of generation.
+SCANS = {'raster': _raster, 'column': _column, 'zigzag': _zigzag, 'hilbert': _hilbert}
+
+
 @dataclasses.dataclass(frozen=True)
 class Piece:
   """The part of one earlier block that lies in the memory of a block.
 
-  Blocks are generated in raster order, so a fixed step on the grid of blocks is a
-  fixed distance in generation order. Where the step leaves the grid, the distance
+  Blocks are generated in raster order, so a fixed offset on the grid of blocks is a
+  fixed distance in generation order. Where the offset leaves the grid, the distance
   leads to some other block; `BlockLayout.memory` marks those slots as empty.
   """
 
-  up: int  # blocks above
-  right: int  # blocks to the right; negative: to the left
+  offset: tuple[int, ...]  # in blocks along each axis; the first that is not zero is negative
   distance: int  # blocks back in generation order
-  rows: slice  # which cells of that block
-  columns: slice
+  cells: tuple[slice, ...]  # which part of that block
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockLayout:
-  """A grid of `grid` cells with `depth` positions each, attended to in blocks.
+  """The positions of an image, attended to in blocks.
 
-  Positions have a raster index (row * columns + column) * depth + channel.
+  Positions have a raster index, (row * columns + column) * positions of a pixel + channel.
   """
 
-  grid: tuple[int, ...]  # rows, columns
-  depth: int  # positions per cell, generated together (R, G, B of a pixel)
-  block: tuple[int, ...]  # rows and columns of a query block
-  flange: tuple[int, ...]  # memory rows above, memory columns to the left and right
+  image: tuple[int, ...]  # rows, columns, positions of a pixel
+  block: tuple[int, ...]  # extent of a query block: of one number along the scan, else along every axis of `image`
+  flange: tuple[int, ...]  # how far the memory extends the block along the same axes
+  scan: str = 'raster'  # the order of positions in 1D
 
   @property
-  def blocks(self) -> tuple[int, int]:
-    """Rows and columns of blocks, the last ones padded."""
-    return -(-self.grid[0] // self.block[0]), -(-self.grid[1] // self.block[1])
+  def grid(self) -> tuple[int, ...]:
+    """What is cut into blocks."""
+    return (self.num_positions,) if len(self.block) == 1 else self.image
+
+  @property
+  def blocks(self) -> tuple[int, ...]:
+    """Blocks along each axis of the grid, the last ones padded."""
+    return tuple(-(-size // block) for size, block in zip(self.grid, self.block))
 
   @property
   def num_blocks(self) -> int:
@@ -73,11 +116,11 @@ class BlockLayout:
   @property
   def block_size(self) -> int:
     """Slots in a block."""
-    return math.prod(self.block) * self.depth
+    return math.prod(self.block)
 
   @property
   def num_positions(self) -> int:
-    return math.prod(self.grid) * self.depth
+    return math.prod(self.image)
 
   @property
   def halo_size(self) -> int:
@@ -86,32 +129,34 @@ class BlockLayout:
 
   @property
   def reach(self) -> int:
-    """How many blocks back the memory goes: what a sampler has to remember."""
+    """How many blocks back the memory goes: what a sampler has to keep."""
     return max((piece.distance for piece in self.pieces), default=0)
 
   @functools.cached_property
   def pieces(self) -> tuple[Piece, ...]:
     """What a memory can consist of besides the block itself, in generation order."""
-    (block_rows, block_columns), (height, width), (above, aside) = self.blocks, self.block, self.flange
-    furthest_up = min(-(-above // height), block_rows - 1)
-    furthest_aside = min(-(-aside // width), block_columns - 1)
+    furthest = [min(-(-flange // block), blocks - 1)
+                for flange, block, blocks in zip(self.flange, self.block, self.blocks)]
+    strides = [math.prod(self.blocks[axis + 1:]) for axis in range(len(self.blocks))]
     pieces = []
-    for up in range(furthest_up, -1, -1):
-      num_rows = min(above - (up - 1) * height, height) if up else height
-      for right in range(-furthest_aside, furthest_aside + 1 if up else 0):
-        num_columns = min(aside - (abs(right) - 1) * width, width) if right else width
-        columns = slice(0, num_columns) if right > 0 else slice(width - num_columns, width)
-        pieces.append(Piece(up, right, up * block_columns - right, slice(height - num_rows, height), columns))
+    for offset in itertools.product(*(range(-far, far + 1) for far in furthest)):
+      if offset < (0,) * len(offset):  # generated earlier
+        distance = -sum(step * stride for step, stride in zip(offset, strides))
+        pieces.append(Piece(offset, distance, tuple(map(_overlap, offset, self.block, self.flange))))
     return tuple(pieces)
 
   @functools.cached_property
   def order(self) -> np.ndarray:
     """int32 [blocks, slots]: the raster index of the position in each slot, -1 for padding."""
-    (block_rows, block_columns), (height, width) = self.blocks, self.block
-    index = np.full((block_rows * height, block_columns * width, self.depth), -1, np.int32)
-    index[:self.grid[0], :self.grid[1]] = np.arange(self.num_positions).reshape(*self.grid, self.depth)
-    index = index.reshape(block_rows, height, block_columns, width, self.depth)
-    return index.transpose(0, 2, 1, 3, 4).reshape(self.num_blocks, self.block_size)
+    index = np.arange(self.num_positions)
+    if len(self.block) == 1:
+      rows, columns, depth = self.image
+      index = (SCANS[self.scan](rows, columns)[:, None] * depth + np.arange(depth)).ravel()
+    padded = np.full([size * block for size, block in zip(self.blocks, self.block)], -1, np.int32)
+    padded[tuple(map(slice, self.grid))] = index.reshape(self.grid)
+    cut = padded.reshape([size for sizes in zip(self.blocks, self.block) for size in sizes])
+    axes = range(cut.ndim)
+    return cut.transpose(*axes[::2], *axes[1::2]).reshape(self.num_blocks, self.block_size)
 
   @functools.cached_property
   def slots(self) -> np.ndarray:
@@ -139,31 +184,44 @@ class BlockLayout:
 
     The pieces come first, in their order, and the block's own slots last.
     """
-    cells = self.order.reshape(*self.blocks, *self.block, self.depth)
-    row, column = np.indices(self.blocks)
+    cells = self.order.reshape(*self.blocks, *self.block)
+    here = np.moveaxis(np.indices(self.blocks), 0, -1)
     parts = []
     for piece in self.pieces:
-      source_row, source_column = row - piece.up, column + piece.right
-      inside = (source_row >= 0) & (source_column >= 0) & (source_column < self.blocks[1])
-      part = cells[source_row % self.blocks[0], source_column % self.blocks[1], piece.rows, piece.columns]
-      part = np.where(inside[..., None, None, None], part, -1)
-      parts.append(part.reshape(self.num_blocks, -1))
+      there = here + piece.offset
+      inside = ((there >= 0) & (there < self.blocks)).all(axis=-1).reshape(-1, 1)
+      part = cells[(*np.moveaxis(there % self.blocks, -1, 0), *piece.cells)].reshape(self.num_blocks, -1)
+      parts.append(np.where(inside, part, -1))
     return np.concatenate(parts + [self.order], axis=1)
 
-  @property
-  def occupied(self) -> np.ndarray:
-    """bool [blocks, memory slots]: the memory slot holds a position."""
-    return self.memory >= 0
+  def visible(self, block: Any = slice(None), slot: Any = slice(None), xp: Any = np) -> Any:
+    """Which memory slots a query sees: those that hold a position, generated no later than the query's own.
+
+    Args:
+      block, slot: of the query; all blocks, or all slots of a block, if not given.
+      xp: `jax.numpy` where `block` and `slot` are traced.
+
+    Returns:
+      bool [(blocks,) (slots,) memory slots].
+    """
+    occupied, causal = xp.asarray(self.memory >= 0)[block], xp.asarray(self._causal)[slot]
+    return causal & (occupied if causal.ndim == 1 else occupied[..., None, :])
 
   @functools.cached_property
-  def causal(self) -> np.ndarray:
-    """bool [slots, memory slots]: generated no later. Visible is what is causal and occupied."""
+  def _causal(self):
+    """bool [slots, memory slots]: generated no later."""
     own = np.tri(self.block_size, dtype=bool)
     return np.concatenate([np.ones((self.block_size, self.halo_size), bool), own], axis=1)
 
 
-def block_layout(image_shape: tuple[int, int, int], values_per_position: int,
-                 query_block: tuple[int, ...], memory_flange: tuple[int, ...]) -> BlockLayout:
+def _overlap(offset: int, block: int, flange: int) -> slice:
+  """Which cells of a block, so many blocks away along one axis, the flange covers."""
+  covered = min(flange - (abs(offset) - 1) * block, block) if offset else block
+  return slice(0, covered) if offset > 0 else slice(block - covered, block)
+
+
+def block_layout(image_shape: Sequence[int], values_per_position: int, query_block: Sequence[int],
+                 memory_flange: Sequence[int], scan: str = 'raster') -> BlockLayout:
   """The layout for images of shape (height, width, channels).
 
   Args:
@@ -173,33 +231,35 @@ def block_layout(image_shape: tuple[int, int, int], values_per_position: int,
     query_block: (l_q,) in positions for 1D attention, (rows, columns) in pixels for 2D.
     memory_flange: (l_m,) positions before the block in 1D; in 2D (rows above, columns
       to each side) in pixels.
+    scan: a name in `SCANS`, for 1D attention.
 
   Raises:
-    InputError: if the block is larger than the image.
+    InputError: if the block is larger than the image, or the scan does not fit it.
   """
-  height, width, channels = image_shape
-  depth = channels // values_per_position
-  grid = (height, width) if len(query_block) == 2 else (height * width * depth,)
-  if any(block > size for block, size in zip(query_block, grid)):
-    raise InputError(f'model.query_block is {tuple(query_block)}, larger than the {" x ".join(map(str, grid))} '
-                     f'positions of a {height} x {width} x {channels} image.')
-  if len(query_block) == 1:
-    grid, depth, query_block, memory_flange = (1, *grid), 1, (1, *query_block), (0, *memory_flange)
-  layout = BlockLayout(grid, depth, tuple(query_block), tuple(memory_flange))
+  *size, channels = image_shape
+  image = *size, channels // values_per_position
+  layout = BlockLayout(image, tuple(query_block), tuple(memory_flange), scan)
+  if len(query_block) > 1:  # along the positions of a pixel, a block holds all
+    layout = BlockLayout(image, (*query_block, image[-1]), (*memory_flange, 0), scan)
+  if any(block > size for block, size in zip(layout.block, layout.grid)):
+    shown = ' x '.join(map(str, layout.grid[:len(query_block)]))
+    raise InputError(f'model.query_block is {tuple(query_block)}, larger than the {shown} positions of a '
+                     f'{" x ".join(map(str, image_shape))} image.')
   _check_size(layout)
+  SCANS[scan](*image[:2])  # checks whether it fits
   return layout
 
 
-def _check_size(layout):
-  """By arithmetic alone: `pieces` and `memory` themselves may be too large to make."""
-  (block_rows, block_columns), (height, width), (above, aside) = layout.blocks, layout.block, layout.flange
-  above, aside = min(above, (block_rows - 1) * height), min(aside, (block_columns - 1) * width)
-  up, beside = -(-above // height), -(-aside // width)
-  num_pieces = up * (1 + 2 * beside) + beside
-  num_slots = (above * (width + 2 * aside) + height * (aside + width)) * layout.depth
-  num_pairs = layout.num_blocks * layout.block_size * num_slots
+def _check_size(layout: BlockLayout) -> None:
+  """Refuses layouts that are too large, by arithmetic alone: `pieces` and `memory` could not even be computed."""
+  flange = [min(flange, (blocks - 1) * block)
+            for flange, block, blocks in zip(layout.flange, layout.block, layout.blocks)]
+  # Of everything around a block, half is generated earlier.
+  num_pieces = math.prod(1 + 2 * -(-one // block) for one, block in zip(flange, layout.block)) // 2
+  around = math.prod(block + 2 * one for one, block in zip(flange, layout.block))
+  num_pairs = layout.num_blocks * layout.block_size * (around + layout.block_size) // 2
   if num_pieces > _MAX_PIECES or num_pairs > _MAX_PAIRS:
     raise InputError(f'model.query_block and model.memory_flange give every block {num_pieces:,} earlier blocks to see '
                      f'(at most {_MAX_PIECES:,}) and the image {num_pairs:,} pairs of positions (at most '
-                     f'{_MAX_PAIRS:,}): make the blocks smaller where it is pairs, larger where it is blocks, or the '
-                     'flange smaller.')
+                     f'{_MAX_PAIRS:,}): choose smaller blocks where there are too many pairs, larger ones where there '
+                     'are too many blocks, or a smaller flange.')

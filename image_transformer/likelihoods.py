@@ -1,25 +1,28 @@
 """Likelihoods of intensities: what the network's outputs mean (paper section 3.4).
 
-Two classes with one interface. `values` are integer intensities in 0..levels-1, the
-last axis running over the channels predicted at one position: one for `Categorical`,
-all channels of a pixel for `DiscretizedLogisticMixture`. Everything is float32 and
-in nats.
+Classes with one interface. A likelihood says how many values a position has, how they are
+embedded, and how many parameters they need; `values` are integer intensities in 0..levels-1,
+the last axis running over the channels predicted at one position: one for `Categorical`, all
+channels of a pixel for `DiscretizedLogisticMixture`. Everything is float32 and in nats.
 """
 
+from collections.abc import Callable, Sequence
 import dataclasses
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from image_transformer.config import ImageSpec, ModelConfig
+from image_transformer.embeddings import IntensityEmbedding, PixelEmbedding
 
 # Differences, products and sums of such numbers over an image are still finite.
 _LARGEST = 1e20
 
 
 def _bounded(parameters):
-  """What a network gives, in float32; far outside of all that it should give, it stays finite."""
+  """The outputs of a network in float32, finite even where they are far outside of their usual range."""
   return jnp.clip(parameters.astype(jnp.float32), -_LARGEST, _LARGEST)
 
 
@@ -36,6 +39,14 @@ class Categorical:
   @property
   def num_parameters(self) -> int:
     return self.levels
+
+  def embedding(self, features: int, gain: float) -> nn.Module:
+    """What embeds the values of a position; see `IntensityEmbedding`."""
+    return IntensityEmbedding(self.levels, self.channels, features, gain)
+
+  def positions(self, image_shape: Sequence[int]) -> tuple[int, ...]:
+    """The positions of an image [H, W, C] as an array: [H, W, C]."""
+    return tuple(image_shape)
 
   def log_prob(self, parameters: jax.Array, values: jax.Array) -> jax.Array:
     """Nats [...] of values [..., 1] under parameters [..., levels]."""
@@ -78,6 +89,14 @@ class DiscretizedLogisticMixture:
   @property
   def num_parameters(self) -> int:
     return self.num_mixtures * (1 + 2 * self.channels + self._num_coefficients)
+
+  def embedding(self, features: int, gain: float) -> nn.Module:
+    """What embeds the values of a position; see `PixelEmbedding`."""
+    return PixelEmbedding(self.levels, features, gain)
+
+  def positions(self, image_shape: Sequence[int]) -> tuple[int, ...]:
+    """The positions of an image [H, W, C] as an array: [H, W]."""
+    return tuple(image_shape[:-1])
 
   @property
   def _num_coefficients(self) -> int:
@@ -174,9 +193,13 @@ class DiscretizedLogisticMixture:
 
 Likelihood = Categorical | DiscretizedLogisticMixture
 
+# By name, `model.likelihood`.
+LIKELIHOODS: dict[str, Callable[[ModelConfig, ImageSpec], Likelihood]] = {
+    'categorical': lambda config, spec: Categorical(spec.levels, spec.channels),
+    'dmol': lambda config, spec: DiscretizedLogisticMixture(spec.levels, spec.channels, config.num_mixtures),
+}
+
 
 def make_likelihood(config: ModelConfig, spec: ImageSpec) -> Likelihood:
   """The likelihood that `config` names, for images of `spec`."""
-  if config.likelihood == 'categorical':
-    return Categorical(spec.levels, spec.channels)
-  return DiscretizedLogisticMixture(spec.levels, spec.channels, config.num_mixtures)
+  return LIKELIHOODS[config.likelihood](config, spec)

@@ -1,6 +1,6 @@
 """Where numbers go: metrics.jsonl, TensorBoard, and bits/dim."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 import contextlib
 import dataclasses
 import importlib.metadata
@@ -20,8 +20,7 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import register_writer_factory
 
 from image_transformer import devices
-from image_transformer.config import Config
-from image_transformer.workdir import survive, write_whole
+from image_transformer.workdir import parse_json, survive, write_whole
 
 _FLUSH_SECONDS = 10
 
@@ -29,6 +28,11 @@ _FLUSH_SECONDS = 10
 def bits_per_dim(nats: Any, num_dims: int) -> Any:
   """Bits per intensity from nats per image."""
   return nats / (num_dims * math.log(2))
+
+
+def standard_error(values: np.ndarray, unit: float = 1) -> float | None:
+  """Of the mean of values [N], in multiples of a unit; None for a single one."""
+  return float(values.std(ddof=1) / unit / math.sqrt(len(values))) if len(values) > 1 else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +53,7 @@ class Evaluation:
   @property
   def standard_error(self) -> float | None:
     """Of the mean over images, in bits/dim; None for a single image."""
-    if self.num_images < 2:
-      return None
-    return float(bits_per_dim(self.nats.std(ddof=1), self.num_dims) / math.sqrt(self.num_images))
+    return standard_error(self.nats, self.num_dims * math.log(2))
 
   def __str__(self):
     error = '' if self.standard_error is None else f' +- {self.standard_error:.4f}'
@@ -159,63 +161,23 @@ class MetricsLog:
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
   """The lines of `metrics.jsonl` that are not damaged."""
+
+  def check(line):
+    if not isinstance(line['step'], int) or not isinstance(line.get('seconds', 0), (int, float)):
+      raise TypeError('no line of a log')
+    return line
+
   path = workdir / 'metrics.jsonl'
   lines = []
   for text in path.read_bytes().splitlines() if path.exists() else []:
-    try:
-      line = json.loads(text)
-      good = isinstance(line['step'], int) and isinstance(line.get('seconds', 0), (int, float))
-    except (ValueError, KeyError, TypeError, RecursionError):
-      good = False
-    if good:
-      lines.append(line)
+    with contextlib.suppress(ValueError):
+      lines.append(parse_json(text, check))
   return lines
 
 
 def training_seconds(workdir: epath.Path) -> float:
   """Wall-clock seconds of training so far, over all restarts."""
   return max((line['seconds'] for line in read_metrics(workdir) if 'seconds' in line), default=0.0)
-
-
-def unless_fuller(path: epath.Path, step: int, num_images: int, other: epath.Path,
-                  measured: Collection[str] = ()) -> epath.Path:
-  """`path`, or `other` where results at `path` are of more images or temperatures, and are still true of this step."""
-  try:
-    old = json.loads(path.read_text())
-    more = {name for name in old if name.startswith('temperature ')}.difference(measured)
-    fuller = old['step'] == step and (old['num_images'] > num_images or bool(more))
-  except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):  # a damaged one is replaced
-    return path
-  return other if fuller else path
-
-
-def write_results(path: epath.Path, config: Config, *, num_parameters: int, step: int, num_train_images: int | None,
-                  evaluation: Evaluation, num_checkpoints: int = 1) -> None:
-  """Writes results.json: the exact bits/dim of a checkpoint and all that is needed to read the number.
-
-  Args:
-    path: the file, in the workdir of the run.
-    config: its configuration.
-    num_parameters: of the model.
-    step: after how many steps.
-    num_train_images: on how many images it was trained, where that is known.
-    evaluation: of `config.eval.split`.
-    num_checkpoints: of how many checkpoints the parameters are the mean.
-  """
-  results = {
-      'dataset': config.dataset,
-      'split': config.eval.split,
-      **evaluation.as_dict(),
-      'num_train_images': num_train_images,
-      'ema': config.eval.ema and config.train.ema_decay > 0,
-      'step': step,
-      'num_checkpoints': num_checkpoints,
-      'seed': config.seed,
-      'num_parameters': num_parameters,
-      'training_seconds': training_seconds(path.parent),
-      **environment(),
-  }
-  write_whole(path, json.dumps(results, indent=2) + '\n')
 
 
 def environment() -> dict[str, Any]:

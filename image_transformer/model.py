@@ -1,12 +1,15 @@
 """The Image Transformer: images in, likelihood parameters out (paper section 3).
 
-Inside the decoder a tensor is [B batch, N blocks, Q slots, D features], in the order
-of generation (`layout.py`). Each slot is fed the intensity generated just before it and
-the coordinates of the one it predicts.
+Inside the decoder tensors are in the order of generation (`layout.py`). Each slot is fed
+the intensity generated just before it and the coordinates of the one it predicts.
+
+Shape suffixes: B batch, N blocks, Q slots of a query block, X any axes of positions (N and Q,
+or none), V values of a position, D features, C positions of a context, P likelihood parameters.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import functools
+import operator
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -14,30 +17,31 @@ import jax
 import jax.numpy as jnp
 
 from image_transformer import attention
-from image_transformer.config import ImageSpec, ModelConfig, check
-from image_transformer.embeddings import Coordinates, IntensityEmbedding, PixelEmbedding, Table, official_init
-from image_transformer.errors import InputError
+from image_transformer.conditions import Condition, make_conditions
+from image_transformer.config import ImageSpec, ModelConfig
+from image_transformer.door import check_given, check_images
+from image_transformer.embeddings import Coordinates, official_init
 from image_transformer.layout import BlockLayout, block_layout
 from image_transformer.likelihoods import Likelihood, make_likelihood
-from image_transformer.transformer import KeysValues, Stack
+from image_transformer.transformer import Context, Stack
 
-# What an image is conditioned on: 'label' integers [B], 'low_res' integers [B, H / upscale, W / upscale, C].
+# What images are conditioned on: integers [B, ...] for each name in `ImageTransformer.conditions`.
 Given = Mapping[str, jax.Array]
 
 
 class Encoded(NamedTuple):
   """What follows from the conditions alone, and so is computed once for an image."""
 
-  vector: jax.Array | None  # [B, D], added at every position
-  keys_values: list[KeysValues | None]  # what each decoder layer attends to of the encoder
+  vector_BD: jax.Array | None  # added at every position
+  contexts: list[Context | None]  # what each decoder layer attends to besides
 
 
 class ImageTransformer(nn.Module):
   """A decoder over the intensities (categorical) or pixels (DMOL) of an image.
 
-  Images are integers [B, H, W, C] in 0..levels-1. A model may be conditioned on labels
-  (`config.class_conditional`) and on the image made smaller (`config.upscale`, paper section
-  3.2); it then needs what `conditions` names, as the entries of `given`.
+  Images are integers [B, H, W, C] in 0..levels-1. What they are conditioned on is given as a dictionary,
+  with an entry for each name in `conditions`. All methods raise InputError for images and conditions
+  that do not fit.
   """
 
   config: ModelConfig
@@ -48,180 +52,173 @@ class ImageTransformer(nn.Module):
     return make_likelihood(self.config, self.spec)
 
   @property
-  def layout(self) -> BlockLayout:
-    return _layout(self.spec, self.likelihood.values_per_position, self.config.query_block,
-                   self.config.memory_flange)
+  def conditions(self) -> dict[str, Condition]:
+    """What images are conditioned on, by name."""
+    return make_conditions(self.config, self.spec)
 
   @property
-  def conditions(self) -> tuple[str, ...]:
-    """The names of what images are conditioned on."""
-    return ('label',) * self.config.class_conditional + ('low_res',) * (self.config.upscale > 1)
-
-  def setup(self):
+  def layout(self) -> BlockLayout:
     c = self.config
-    self.embedding, self.coordinates = self._input(1)
-    self.decoder = Stack(c, c.num_layers, cross=c.upscale > 1)
-    if c.class_conditional:
-      self.classes = Table(self.spec.num_classes, c.hidden_size)
-    if c.upscale > 1:
-      self.encoder_embedding, self.encoder_coordinates = self._input(c.upscale)
-      self.encoder = Stack(c, c.num_encoder_layers)
-    # Outside the compute type: likelihoods need float32 parameters.
-    self.output = nn.Dense(self.likelihood.num_parameters, use_bias=self.likelihood.output_bias,
-                           kernel_init=official_init)
-
-  def _input(self, shrink):
-    """Embedding and coordinates of images that are smaller by a factor."""
-    c, s = self.config, self.spec
-    if c.likelihood == 'categorical':
-      embedding = IntensityEmbedding(s.levels, s.channels, c.hidden_size, c.embedding_gain)
-    else:
-      embedding = PixelEmbedding(s.levels, c.hidden_size, c.embedding_gain)
-    coordinates = Coordinates(s.height // shrink, self._columns // shrink, c.hidden_size, c.coordinates,
-                              spacing=shrink if c.align_encoder else 1, depth=self._columns // s.width)
-    return embedding, coordinates
+    return _layout(self.spec, self.likelihood.values_per_position, c.query_block, c.memory_flange, c.scan)
 
   @property
   def _columns(self) -> int:
     """Positions in a row of the image."""
-    return self.spec.width * self.spec.channels // self.likelihood.values_per_position
+    return self.layout.num_positions // self.spec.height
+
+  def setup(self):
+    c, s = self.config, self.spec
+    self.embedding = self.likelihood.embedding(c.hidden_size, c.embedding_gain)
+    self.coordinates = Coordinates(s.height, self._columns, c.hidden_size, c.coordinates)
+    self.decoder = Stack(c, c.num_layers, cross=any(one.has_context for one in self.conditions.values()))
+    self.encoders = {name: condition.encoder() for name, condition in self.conditions.items()}
+    for encoder in self.encoders.values():  # their parameters stand beside the decoder's
+      nn.share_scope(self, encoder)
+    # Outside the compute type: likelihoods need float32 parameters.
+    self.output = nn.Dense(self.likelihood.num_parameters, use_bias=self.likelihood.output_bias,
+                           kernel_init=official_init)
 
   def values(self, images: jax.Array) -> jax.Array:
-    """Images [B, H, W, C] -> int32 values [B, positions, values per position] in raster order."""
-    if not jnp.issubdtype(images.dtype, jnp.integer):
-      raise InputError(f'Images are {images.dtype}, but must be integers in 0..{self.spec.levels - 1}.')
+    """Images [B, H, W, C] -> int32 values [B, positions, V] in raster order."""
+    images = jnp.asarray(check_images(images, self.spec))
     return images.astype(jnp.int32).reshape(images.shape[0], -1, self.likelihood.values_per_position)
 
-  def encode(self, given: Given, places: jax.Array | None = None) -> Encoded:
-    """Runs the encoder (paper section 3.2) and looks the classes up (section 5.2).
+  def encode(self, given: Given, batch_index_B: jax.Array | None = None, num_images: int | None = None) -> Encoded:
+    """Encodes the conditions (paper sections 3.2 and 5.2).
 
-    Raises:
-      InputError: if a condition of the model is missing.
+    Args:
+      given: the conditions.
+      batch_index_B: which images of the whole batch these are, for dropout; None: there is none.
+      num_images: how many there are, where that does not follow from the conditions.
     """
-    c = self.config
-    missing = [name for name in self.conditions if not isinstance(given, Mapping) or name not in given]
-    if missing:
-      raise InputError(f'This model is conditioned on {" and ".join(missing)}: `given` must be a dictionary with '
-                       'an entry of that name.')
-    vector = self.classes(given['label']) if c.class_conditional else None
-    if c.upscale == 1:
-      return Encoded(vector, [None] * c.num_layers)
-    values = self.values(given['low_res'])
-    index = jnp.arange(values.shape[1])
-    embedded = self.encoder_embedding(values, index % self.spec.channels)
-    embedded += self.encoder_coordinates(*jnp.divmod(index, self._columns // c.upscale))
-    layers = c.num_encoder_layers
-    encoded, _ = self.encoder(embedded, [attention.full_attention] * layers, places, [None] * layers)
-    return Encoded(vector, self.decoder.keys_values(encoded))
+    given = check_given(given, self.conditions, num_images)
+    encodings = [encoder(jnp.asarray(given[name]), batch_index_B) for name, encoder in self.encoders.items()]
+    vectors = [one.vector_BD for one in encodings if one.vector_BD is not None]
+    vector_BD = functools.reduce(operator.add, vectors) if vectors else None
+    parts = [one for one in encodings if one.context_BCD is not None]
+    if not parts:
+      return Encoded(vector_BD, [None] * self.config.num_layers)
+    visible_BC = None
+    if any(one.visible_BC is not None for one in parts):
+      visible_BC = jnp.concatenate([jnp.ones(one.context_BCD.shape[:2], bool) if one.visible_BC is None else
+                                    one.visible_BC for one in parts], axis=1)
+    context_BCD = jnp.concatenate([one.context_BCD for one in parts], axis=1)
+    return Encoded(vector_BD, self.decoder.contexts(context_BCD, visible_BC))
 
-  def embed(self, previous: jax.Array, previous_index: jax.Array, index: jax.Array, encoded: Encoded) -> jax.Array:
+  def embed(self, fed_BXV: jax.Array, fed_index_X: jax.Array, index_X: jax.Array, encoded: Encoded) -> jax.Array:
     """The input of the first layer, without dropout.
 
     Args:
-      previous: values generated just before each slot, [B, ..., values per position].
-      previous_index: their raster indices [...]; -1 for the start, whose embedding is zero.
-      index: the raster index of each slot itself [...].
+      fed_BXV: values generated just before each slot.
+      fed_index_X: their raster indices; -1 for the start, whose embedding is zero.
+      index_X: the raster index of each slot itself.
       encoded: the conditions.
 
     Returns:
-      [B, ..., D].
+      [B, X, D].
     """
-    embedded = self.embedding(previous, previous_index % self.spec.channels)
-    embedded = jnp.where(previous_index[..., None] < 0, 0, embedded)
-    embedded += self.coordinates(*jnp.divmod(jnp.maximum(index, 0), self._columns))
-    if encoded.vector is not None:
-      embedded += jnp.expand_dims(encoded.vector, tuple(range(1, embedded.ndim - 1)))
-    return embedded
+    embedded_BXD = self.embedding(fed_BXV, fed_index_X % self.spec.channels)
+    embedded_BXD = jnp.where(fed_index_X[..., None] < 0, 0, embedded_BXD)
+    embedded_BXD += self.coordinates(*jnp.divmod(jnp.maximum(index_X, 0), self._columns))
+    if encoded.vector_BD is not None:
+      embedded_BXD += jnp.expand_dims(encoded.vector_BD, tuple(range(1, embedded_BXD.ndim - 1)))
+    return embedded_BXD
 
   def embed_images(self, images: jax.Array, encoded: Encoded) -> jax.Array:
     """Shifts by one in generation order and embeds: [B, N, Q, D]."""
     previous, order = self.layout.previous, self.layout.order
     return self.embed(self.values(images)[:, previous], jnp.asarray(previous), jnp.asarray(order), encoded)
 
-  def decode(self, embedded: jax.Array, encoded: Encoded, places: jax.Array | None = None) -> jax.Array:
-    """Embedded slots [B, N, Q, D] -> likelihood parameters [B, N, Q, P], float32."""
+  def decode(self, embedded_BNQD: jax.Array, encoded: Encoded, batch_index_B: jax.Array | None = None) -> jax.Array:
+    """Embedded slots -> likelihood parameters [B, N, Q, P], float32."""
+    attention_fn = functools.partial(attention.local_attention, layout=self.layout)
+    return self._run(embedded_BNQD, [attention_fn] * self.config.num_layers, encoded, batch_index_B)[0]
 
-    def attend(q, k, v, dropout):
-      return attention.local_attention(q, k, v, self.layout, dropout), None
+  def _run(self, embedded_BXD, attention_fns, encoded, batch_index_B=None):
+    x_BXD, kept = self.decoder(embedded_BXD, attention_fns, batch_index_B, encoded.contexts)
+    return self.output(x_BXD.astype(jnp.float32)), kept
 
-    return self._run(embedded, [attend] * self.config.num_layers, encoded, places)[0]
+  def _decode_images(self, images, given, train, first_index):
+    """Likelihood parameters [B, N, Q, P]; with dropout, of images from this index of the whole batch on."""
+    num_images = len(check_images(images, self.spec))
+    batch_index_B = first_index + jnp.arange(num_images) if train else None
+    encoded = self.encode(given, batch_index_B, num_images)
+    return self.decode(self.embed_images(images, encoded), encoded, batch_index_B)
 
-  def _run(self, embedded, attends, encoded, places=None):
-    x, kept = self.decoder(embedded, attends, places, encoded.keys_values)
-    return self.output(x.astype(jnp.float32)), kept
-
-  def _decode_images(self, images, given, train, first_place):
-    """Likelihood parameters [B, N, Q, P]; with dropout, of images at these places of the whole batch."""
-    places = first_place + jnp.arange(len(images)) if train else None
-    encoded = self.encode(given, places)
-    return self.decode(self.embed_images(images, encoded), encoded, places)
+  def _in_raster_order(self, x_BNQ):
+    """[B, N, Q, ...] -> [B, positions, ...]."""
+    return x_BNQ.reshape(x_BNQ.shape[0], -1, *x_BNQ.shape[3:])[:, self.layout.slots]
 
   def __call__(self, images: jax.Array, given: Given = {}, train: bool = False) -> jax.Array:
     """Likelihood parameters in raster order: [B, H, W, C, levels] (categorical) or [B, H, W, P] (DMOL)."""
-    parameters = self._decode_images(images, given, train, 0)
-    parameters = parameters.reshape(images.shape[0], -1, parameters.shape[-1])[:, self.layout.slots]
-    positions = images.shape if self.config.likelihood == 'categorical' else images.shape[:3]
-    return parameters.reshape(*positions, -1)
+    parameters = self._in_raster_order(self._decode_images(images, given, train, 0))
+    return parameters.reshape(len(parameters), *self.likelihood.positions(self.spec.shape), -1)
 
   def log_prob(self, images: jax.Array, given: Given = {}, train: bool = False,
-               first_place: jax.Array | int = 0) -> jax.Array:
+               first_index: jax.Array | int = 0) -> jax.Array:
     """Log-probability of each image under its conditions, nats [B], float32.
 
     Args:
       images: integers [B, H, W, C].
       given: the conditions.
       train: with dropout, from the random key 'dropout'.
-      first_place: where in the whole batch these images begin, which decides their dropout.
+      first_index: where in the whole batch these images begin, which decides their dropout.
     """
     order = self.layout.order
-    return jnp.where(order >= 0, self._log_probs(images, given, train, first_place), 0).sum(axis=(1, 2))
+    return jnp.where(order >= 0, self._log_probs(images, given, train, first_index), 0).sum(axis=(1, 2))
 
   def pixel_log_probs(self, images: jax.Array, given: Given = {}) -> jax.Array:
     """Of which `log_prob` is the sum: nats [B, H, W, positions of a pixel], float32."""
-    log_probs = self._log_probs(images, given, False, 0).reshape(len(images), -1)[:, self.layout.slots]
-    return log_probs.reshape(*images.shape[:3], -1)
+    log_probs = self._in_raster_order(self._log_probs(images, given, False, 0))
+    return log_probs.reshape(len(log_probs), *self.layout.image)
 
-  def _log_probs(self, images, given, train, first_place):
+  def _log_probs(self, images, given, train, first_index):
     """[B, N, Q]; of padding, anything."""
-    parameters = self._decode_images(images, given, train, first_place)
+    parameters = self._decode_images(images, given, train, first_index)
     return self.likelihood.log_prob(parameters, self.values(images)[:, self.layout.order])
 
   def attention_weights(self, images: jax.Array, given: Given = {}, index: int = 0) -> jax.Array:
     """How much the query at a raster index used of every position: [layers, B, heads, positions], each of sum 1."""
     layout = self.layout
     block, slot = divmod(int(layout.slots[index]), layout.block_size)
-
-    def attend(q, k, v, dropout):
-      return (attention.local_attention(q, k, v, layout, dropout),
-              attention.attention_weights(q, k, layout, block, slot))
-
-    encoded = self.encode(given)
-    _, kept = self._run(self.embed_images(images, encoded), [attend] * self.config.num_layers, encoded)
-    weights = jnp.stack(kept)[..., layout.occupied[block]]
+    encoded = self.encode(given, num_images=len(check_images(images, self.spec)))
+    kept = self._keep(images, encoded, lambda q, k, v: attention.attention_weights(q, k, layout, block, slot))
+    occupied = layout.memory[block] >= 0
+    weights = jnp.stack(kept)[..., occupied]
     everywhere = jnp.zeros((*weights.shape[:-1], layout.num_positions))
-    return everywhere.at[..., layout.memory[block, layout.occupied[block]]].set(weights)
+    return everywhere.at[..., layout.memory[block, occupied]].set(weights)
 
-  def remember(self, images: jax.Array, encoded: Encoded, block: int) -> list[attention.Remembered]:
-    """What each layer remembers when a block begins or goes on, in one parallel pass.
+  def prefill(self, images: jax.Array, encoded: Encoded, block: int) -> list[attention.Window]:
+    """The window of each layer with which a block begins or is continued, in one parallel pass.
 
     Args:
-      images: [B, H, W, C]; what is not generated yet may be anything.
+      images: [B, H, W, C]; what is not generated yet may be any intensities.
       encoded: the conditions.
       block: the block in which the next slot is.
     """
+    return self._keep(images, encoded, lambda q, k, v: attention.window_at(k, v, self.layout, block))
 
-    def attend(q, k, v, dropout):
-      mixed = attention.local_attention(q, k, v, self.layout, dropout)
-      return mixed, attention.remember(k, v, self.layout, block)
+  def _keep(self, images, encoded, keep: Callable[..., Any]) -> list[Any]:
+    """What each layer has to keep of its queries, keys and values, for all positions at once."""
 
-    return self._run(self.embed_images(images, encoded), [attend] * self.config.num_layers, encoded)[1]
+    def attention_fn(q, k, v, drops):
+      mixed, _ = attention.local_attention(q, k, v, drops, layout=self.layout)
+      return mixed, keep(q, k, v)
 
-  def step(self, previous: jax.Array, block: jax.Array, slot: jax.Array, encoded: Encoded,
+    return self._run(self.embed_images(images, encoded), [attention_fn] * self.config.num_layers, encoded)[1]
+
+  def empty_windows(self, num_images: int) -> list[attention.Window]:
+    """The window of each layer before the first slot."""
+    c = self.config
+    shape_BHK = num_images, c.num_heads, c.qkv_width // c.num_heads
+    return [attention.empty_window(self.layout, shape_BHK, jnp.dtype(c.dtype))] * c.num_layers
+
+  def step(self, fed_BV: jax.Array, block: jax.Array, slot: jax.Array, encoded: Encoded,
            caches: list[attention.Cache]) -> tuple[jax.Array, list[attention.Cache]]:
     """One slot of every image, from caches of what came before it.
 
     Args:
-      previous: values [B, values per position] generated just before.
+      fed_BV: values generated just before.
       block, slot: scalars, where we are.
       encoded: the conditions.
       caches: one for each layer.
@@ -229,12 +226,12 @@ class ImageTransformer(nn.Module):
     Returns:
       Likelihood parameters [B, P], float32, and the caches with this slot in them.
     """
-    previous_index = jnp.asarray(self.layout.previous)[block, slot]
+    fed_index = jnp.asarray(self.layout.previous)[block, slot]
     index = jnp.asarray(self.layout.order)[block, slot]
-    embedded = self.embed(previous, previous_index, index, encoded)
-    attends = [functools.partial(attention.cached_attention, cache=cache, layout=self.layout, block=block, slot=slot)
-               for cache in caches]
-    return self._run(embedded, attends, encoded)
+    embedded_BD = self.embed(fed_BV, fed_index, index, encoded)
+    attention_fns = [functools.partial(attention.cached_attention, layout=self.layout, cache=cache, block=block,
+                                       slot=slot) for cache in caches]
+    return self._run(embedded_BD, attention_fns, encoded)
 
 
 def make_model(config: ModelConfig, spec: ImageSpec) -> ImageTransformer:
@@ -244,20 +241,13 @@ def make_model(config: ModelConfig, spec: ImageSpec) -> ImageTransformer:
     InputError: if the configuration does not fit the images.
   """
   model = ImageTransformer(config, spec)
-  check(not config.class_conditional or spec.num_classes > 0, 'model.class_conditional', True,
-        'False for a dataset without labels')
-  check(spec.height % config.upscale == spec.width % config.upscale == 0, 'model.upscale', config.upscale,
-        f'a divisor of the height and width of {spec.height} x {spec.width} images')
-  _ = model.layout  # checks the likelihood and the block against the image
+  _ = model.conditions, model.layout  # check themselves, the likelihood and the block against the images
   return model
 
 
 def blank(model: ImageTransformer, num_images: int = 1) -> tuple[jax.Array, Given]:
   """Images, and what they are given, of the right shapes: all zero."""
-  height, width, channels = model.spec.shape
-  upscale = model.config.upscale
-  shapes = {'label': (), 'low_res': (height // upscale, width // upscale, channels)}
-  given = {name: jnp.zeros((num_images, *shapes[name]), jnp.int32) for name in model.conditions}
+  given = {name: jnp.zeros((num_images, *condition.shape), jnp.int32) for name, condition in model.conditions.items()}
   return jnp.zeros((num_images, *model.spec.shape), jnp.uint8), given
 
 
@@ -279,6 +269,6 @@ def num_parameters(model: ImageTransformer) -> int:
 
 
 @functools.lru_cache
-def _layout(spec, values_per_position, query_block, memory_flange):
+def _layout(spec, values_per_position, query_block, memory_flange, scan):
   """Cached: a layout computes its arrays once."""
-  return block_layout(spec.shape, values_per_position, query_block, memory_flange)
+  return block_layout(spec.shape, values_per_position, query_block, memory_flange, scan)

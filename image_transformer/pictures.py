@@ -1,10 +1,12 @@
-"""Images as PNG files."""
+"""Pictures to look at: images in grids and strips, uint8 [height, width, 3], and as PNG files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import io
 
 import numpy as np
 from PIL import Image
+
+from image_transformer.model import ImageTransformer
 
 _MAX_STRIPS = 32  # rows; more would be a picture that nobody can open
 
@@ -47,6 +49,21 @@ def strips(columns: Sequence[np.ndarray], levels: int) -> np.ndarray:
   images = np.stack(same, axis=1)
   flat = images.reshape(-1, *images.shape[2:])
   return grid(flat, levels, columns=len(columns), height=max(128, height) * len(images))
+
+
+def samples_of(model: ImageTransformer, given: Mapping[str, np.ndarray], samples: np.ndarray,
+               originals: np.ndarray | None) -> np.ndarray:
+  """A picture with a row per image: what was given | samples | original (where there is one).
+
+  Args:
+    model: the model.
+    given: its conditions, [N, ...] each; of a small image, it and its bicubic enlargement are shown.
+    samples: integers [N, samples, H, W, C].
+    originals: integers [N, H, W, C], or None.
+  """
+  before = [column for name, condition in model.conditions.items() for column in condition.shown(given[name])]
+  after = [] if originals is None else [originals]
+  return strips([*before, *np.moveaxis(samples, 1, 0), *after], model.spec.levels)
 
 
 def png(picture: np.ndarray) -> bytes:

@@ -1,6 +1,7 @@
-"""How a process is set up before JAX is imported, which is when much of this is read."""
+"""How a process is set up: before JAX is imported, when much of this is read, and what libraries may say in it."""
 
 import hashlib
+import logging
 import os
 import pathlib
 import platform
@@ -22,6 +23,12 @@ def set_up() -> None:
   if sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
     os.environ['GLIBC_TUNABLES'] = _ALLOCATOR
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def hush_libraries() -> None:
+  """Keeps warnings of Orbax and TFDS off the screen, which are about their own settings, and no others."""
+  theirs = lambda record: any(f'{os.sep}{name}{os.sep}' in record.pathname for name in ('orbax', 'tensorflow_datasets'))
+  logging.getLogger('absl').addFilter(lambda record: record.levelno > logging.WARNING or not theirs(record))
 
 
 def _cache_dir() -> pathlib.Path:

@@ -1,4 +1,4 @@
-"""What a finished or interrupted run left in its workdir, and how to load it."""
+"""What a run has in its workdir: its configuration, how many images it is trained on, its parameters."""
 
 from collections.abc import Iterator
 import contextlib
@@ -6,35 +6,26 @@ import dataclasses
 import itertools
 import json
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 from etils import epath
 import jax
 import numpy as np
 
 from image_transformer import config as config_lib
-from image_transformer import data, devices
+from image_transformer import devices
 from image_transformer.checkpoints import Checkpoints, saved_steps
-from image_transformer.config import Config, check
+from image_transformer.config import Config, check, flatten, shown
 from image_transformer.errors import InputError
-from image_transformer.model import ImageTransformer, make_model
+from image_transformer.model import ImageTransformer
 from image_transformer.optimizers import make_optimizer
-from image_transformer.train import init_state
-from image_transformer.workdir import lock, write_whole
+from image_transformer.state import init_state
+from image_transformer.workdir import lock, read_json, write_whole
 
 # What a run may change on the way; everything else defines it.
 _FREE = ('data_dir', 'stand_in', 'eval', 'sample', 'model.remat', 'train.steps', 'train.accumulation',
          'train.log_every', 'train.checkpoint_every', 'train.keep_checkpoints', 'train.eval_every',
          'train.sample_every')
-
-
-class Run(NamedTuple):
-  """A trained model."""
-
-  config: Config
-  model: ImageTransformer
-  variables: dict[str, Any]  # {'params': ...}, averaged where `config.eval.ema` and there are any
-  step: int
 
 
 def read_config(workdir: epath.PathLike) -> Config:
@@ -45,11 +36,33 @@ def read_config(workdir: epath.PathLike) -> Config:
   """
   path = epath.Path(workdir) / 'config.json'
   try:
-    return config_lib.from_dict(json.loads(path.read_text()))
+    return read_json(path, 'restore it, or choose another workdir.', config_lib.from_dict)
   except (FileNotFoundError, NotADirectoryError) as error:
-    raise InputError(f'There is no {path}: --workdir must be the folder of a run.') from error
-  except (ValueError, RecursionError) as error:
-    raise InputError(f'{path} cannot be used: {error}') from error
+    raise InputError(f'There is no {path}: the workdir must be the folder of a run.') from error
+
+
+def read_num_train_images(workdir: epath.Path) -> int | None:
+  """How many images a run is trained on, as `data.json` in its workdir says; None where there is no such file.
+
+  Raises:
+    InputError: if it is damaged.
+  """
+
+  def check_number(content):
+    number = content['num_train_images']
+    if type(number) is not int:
+      raise TypeError(f'num_train_images is {shown(number)}')
+    return number
+
+  with contextlib.suppress(FileNotFoundError):
+    return read_json(workdir / 'data.json', 'restore {"num_train_images": N} in it, or choose another workdir.',
+                     check_number)
+  return None
+
+
+def write_num_train_images(workdir: epath.Path, number: int) -> None:
+  """Writes `data.json`."""
+  write_whole(workdir / 'data.json', json.dumps({'num_train_images': number}) + '\n')
 
 
 @contextlib.contextmanager
@@ -93,70 +106,61 @@ def check_workdir(workdir: epath.Path) -> None:
   begun = {'lock', 'config.json.part', 'pictures'}
   if not (workdir / 'config.json').exists() and workdir.is_dir() and any(
       path.name not in begun for path in workdir.iterdir()):
-    raise InputError(f'{workdir} is not empty and holds no run; choose another --workdir.')
+    raise InputError(f'{workdir} is not empty and holds no run; choose another workdir.')
   if '://' not in os.fspath(workdir):
     nearest = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
       raise InputError(f'{workdir} cannot be written, since {nearest} is no folder that one may write to; choose '
-                       'another --workdir.')
+                       'another workdir.')
 
 
 def _check_free(workdir, config):
   check_workdir(workdir)
   if saved_steps(workdir) or (workdir / 'results.json').exists():
-    _check_same_run(workdir, read_config(workdir), config)
+    check_same_run(workdir, read_config(workdir), config)
 
 
-def _check_same_run(workdir, old, new):
+def check_same_run(workdir: epath.PathLike, old: Config, new: Config) -> None:
+  """Raises InputError where a configuration is another run's than the one in the workdir."""
   changed = [f'{field} ({there} there, {here} here)' for field, (there, here) in differences(old, new).items()]
   if changed:
-    raise InputError(f'{workdir} holds another run: {", ".join(changed)}. Choose another --workdir.')
+    raise InputError(f'{workdir} holds another run: {", ".join(changed)}. Choose another workdir.')
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
   """The fields in which two runs differ, with both values; those that may change on the way do not count."""
-  before, after = _flatten(dataclasses.asdict(old)), _flatten(dataclasses.asdict(new))
+  before, after = flatten(dataclasses.asdict(old)), flatten(dataclasses.asdict(new))
   # A cosine ends at the last step, so there the number of steps shapes the whole run.
   free = set(_FREE) - ({'train.steps'} if new.optimizer.schedule == 'cosine' else set())
   return {field: (before[field], after[field]) for field in before
           if before[field] != after[field] and not free & {field, field.split('.')[0]}}
 
 
-def _flatten(tree, prefix=''):
-  flat = {}
-  for name, value in tree.items():
-    flat.update(_flatten(value, f'{prefix}{name}.') if isinstance(value, dict) else {prefix + name: value})
-  return flat
-
-
-def load(workdir: epath.PathLike, config: Config | None = None, num_checkpoints: int = 1) -> Run:
-  """Loads the newest checkpoint of a run, or the mean of the newest few (as for the paper's ImageNet number).
+def load_params(workdir: epath.PathLike, config: Config, model: ImageTransformer,
+                num_checkpoints: int = 1) -> tuple[dict[str, Any], int]:
+  """The parameters and the step of the newest checkpoint, or the mean of the newest few (as for the paper's ImageNet).
 
   Args:
     workdir: the run.
-    config: its configuration, where fields that do not define the run (such as
-      `data_dir` or `eval`) are to differ from the saved one.
+    config: its configuration; `eval.ema` decides which parameters.
+    model: its model.
     num_checkpoints: over how many checkpoints parameters are averaged.
 
   Raises:
-    InputError: if there is no run, there are too few checkpoints, or `config` is another run's.
+    InputError: if there are too few checkpoints.
   """
-  saved = read_config(workdir)
-  if config is not None:
-    _check_same_run(workdir, saved, config)
-  config = config or saved
-  model = make_model(config.model, data.image_spec(config))
-  optimizer = make_optimizer(config.optimizer, config.train.steps)
+  check(0 < num_checkpoints < 2**31, 'num_checkpoints', num_checkpoints, 'in 1..2^31-1')
   if not saved_steps(workdir):
-    raise InputError(f'There is no checkpoint in {workdir}; train first with the same --workdir.')
+    raise InputError(f'There is no checkpoint in {workdir}; train first with the same workdir.')
+  optimizer = make_optimizer(config.optimizer, config.train.steps)
+  like = jax.eval_shape(lambda: init_state(model, optimizer, config))
   with Checkpoints(workdir) as checkpoints:
-    like = jax.eval_shape(lambda: init_state(model, optimizer, config))
     number, step, params = 0, 0, None
     # One after the other, so that only two are in memory.
     for number, state in enumerate(itertools.islice(checkpoints.restore(like), num_checkpoints), 1):
       more = state.eval_params(config.eval.ema)
       step, params = max(step, int(state.step)), jax.tree.map(np.add, params, more) if params else more
-    check(number == num_checkpoints, '--average_checkpoints', num_checkpoints,
-          f'at most {number}, the number of checkpoints in {workdir}; train.keep_checkpoints decides how many')
-    params = jax.tree.map(lambda x: x / np.float32(num_checkpoints), params) if num_checkpoints > 1 else params
-  return Run(config, model, {'params': params}, step)
+  check(number == num_checkpoints, 'num_checkpoints', num_checkpoints,
+        f'at most {number}, the number of checkpoints in {workdir}; train.keep_checkpoints decides how many')
+  assert params is not None, 'there is at least one'
+  return jax.tree.map(lambda x: x / np.float32(num_checkpoints), params) if num_checkpoints > 1 else params, step

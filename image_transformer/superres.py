@@ -1,4 +1,4 @@
-"""Super-resolution: its pictures, and what it is measured by (paper section 5.3).
+"""What enlarged images are measured by (paper section 5.3).
 
 Of one small image many large ones are plausible. Bits/dim say how probable the original is;
 samples are measured by how they fit the small image (consistency) and by how far they are
@@ -6,62 +6,29 @@ from the one original that there happened to be (PSNR, SSIM).
 """
 
 from collections.abc import Mapping
-import json
-import math
-from typing import Any
 
 import dm_pix
-from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
-from image_transformer import pictures
 from image_transformer.images import area_resize
-from image_transformer.metrics import Evaluation, bits_per_dim, environment
-from image_transformer.workdir import write_whole
-
-
-def bicubic(low_res: np.ndarray, height: int, width: int, levels: int) -> np.ndarray:
-  """Integer images [N, h, w, C] made larger by bicubic interpolation: uint8 [N, height, width, C]."""
-
-  def larger(channel):
-    return np.asarray(Image.fromarray(channel.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC))
-
-  channels = [larger(channel) for image in low_res for channel in np.moveaxis(image, -1, 0)]
-  large = np.moveaxis(np.reshape(channels, (len(low_res), -1, height, width)), 1, -1)
-  return np.clip(np.round(large), 0, levels - 1).astype(np.uint8)
-
-
-def strips(low_res: np.ndarray, samples: np.ndarray, originals: np.ndarray | None, levels: int) -> np.ndarray:
-  """A picture with a row per image: input | bicubic | samples | original (where there is one).
-
-  Args:
-    low_res: integers [N, h, w, C].
-    samples: integers [N, samples, H, W, C].
-    originals: integers [N, H, W, C], or None.
-    levels: intensities are in 0..levels-1.
-
-  Returns:
-    uint8 [height, width, 3].
-  """
-  height, width = samples.shape[2:4]
-  columns = [low_res, bicubic(low_res, height, width, levels), *np.moveaxis(samples, 1, 0)]
-  return pictures.strips(columns + ([] if originals is None else [originals]), levels)
 
 
 def measure(low_res: np.ndarray, samples: np.ndarray, originals: np.ndarray | None,
             levels: int) -> Mapping[str, np.ndarray]:
-  """What large images of small ones are worth, per image and averaged over its samples.
+  """What enlarged images are worth, per image and averaged over its samples.
 
   Args:
-    low_res, samples, originals, levels: as for `strips`.
+    low_res: integers [N, h, w, C] in 0..levels-1.
+    samples: integers [N, samples, H, W, C].
+    originals: integers [N, H, W, C], or None.
+    levels: of intensities.
 
   Returns:
-    Arrays [N], of intensities in [0, 1]: `consistency`, the mean squared error of the samples
-    made small again against their input; `mismatch`, the same against the next image's input,
-    which is what an unrelated picture would score (with two images or more); with originals
+    Arrays [N], of intensities in [0, 1]: `consistency`, the mean squared error of the samples,
+    downsampled again, against their input; `mismatch`, the same against the next image's input,
+    which is what an unrelated image would score (with two images or more); with originals
     `psnr` (dB, at most 100) and `ssim`.
   """
   small = area_resize(samples, *low_res.shape[1:3])
@@ -89,27 +56,9 @@ def measure(low_res: np.ndarray, samples: np.ndarray, originals: np.ndarray | No
 
 
 def table(measures: Mapping[str, Mapping[str, np.ndarray]]) -> str:
-  """The means over images, a line for each way of making them large."""
+  """The means over images, a line for each way of enlarging them."""
   names = list(next(iter(measures.values())))
   head = ''.ljust(16) + ''.join(name.rjust(13) for name in names)
   rows = [way.ljust(16) + ''.join(f'{values[name].mean():13.4f}' for name in names)
           for way, values in measures.items()]
   return '\n'.join([head, *rows])
-
-
-def write_report(path: epath.Path, measures: Mapping[str, Mapping[str, np.ndarray]],
-                 evaluation: Evaluation | None, **about: Any) -> None:
-  """Writes measures, averaged with standard errors over images and per image, and what they are of, as JSON."""
-
-  def summary(values):
-    error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
-    return {'mean': float(values.mean()), 'standard_error': error, 'per_image': values.tolist()}
-
-  report = {
-      **about,
-      'num_images': len(measures['bicubic']['consistency']),
-      'bits_per_dim': None if evaluation is None else summary(bits_per_dim(evaluation.nats, evaluation.num_dims)),
-      **{way: {name: summary(values) for name, values in of_way.items()} for way, of_way in measures.items()},
-      **environment(),
-  }
-  write_whole(path, json.dumps(report, indent=2) + '\n')

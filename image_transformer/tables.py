@@ -9,29 +9,20 @@ from collections.abc import Iterator, Mapping, Sequence
 import csv
 import dataclasses
 import io
-import json
-import re
 from typing import Any, NamedTuple
 
 from etils import epath
 
-from image_transformer import data, runs
-from image_transformer.config import Config, shown
+from image_transformer import data, reports, runs
+from image_transformer.config import Config
 from image_transformer.errors import InputError
 
 Line = dict[str, Any]  # column -> what stands in it; numbers as numbers
 
-# What reports must hold to be read.
-_RESULTS = {'bits_per_dim': float, 'standard_error': float | None, 'split': str, 'num_images': int,
-            'num_train_images': int | None, 'step': int, 'num_parameters': int, 'seed': int, 'num_devices': int,
-            'device_kind': str, 'training_seconds': float | int, 'commit': str | None}
-_SAMPLES = {'source': str, 'num_images': int, 'num_samples': int, 'step': int, 'commit': str | None, 'bicubic': dict}
-_MEASURES = ('consistency', 'PSNR', 'SSIM')
-
+_MEASURES = dict(zip(('consistency', 'PSNR', 'SSIM'), reports.MEASURES))
 _COLUMNS = ('row', 'published', 'ours', 'standard error', 'images', 'training images', 'steps', 'parameters', 'device',
             'hours', 'commit', 'remarks')
-_SAMPLE_COLUMNS = ('row', 'temperature', 'judges fooled', 'consistency', 'PSNR', 'SSIM', 'images',
-                   'samples of each', 'commit', 'remarks')
+_SAMPLE_COLUMNS = ('row', 'temperature', 'judges fooled', *_MEASURES, 'images', 'samples of each', 'commit', 'remarks')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,37 +62,11 @@ def collect(folder: epath.PathLike) -> list[Found]:
   """
   folder = epath.Path(folder)
   if not folder.is_dir():
-    raise InputError(f'There is no folder {folder}: --workdir must hold the folders of runs.')
+    raise InputError(f'There is no folder {folder}: the workdir must hold the folders of runs.')
 
-  def read(path, needed):
-    try:
-      report = json.loads(path.read_text())
-      _check_report(report, needed)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-      raise InputError(f'{path} is not a report of this program ({type(error).__name__}: {error}); repeat the '
-                       'evaluation, or remove it.') from error
-    return report
-
-  found = []
-  for path in sorted(parent / name for parent, _, names in folder.walk() for name in names
-                     if re.fullmatch(r'results(_average\d+)?\.json', name)):
-    samples = path.parent / 'superres.json'
-    has_samples = path.name == 'results.json' and samples.exists()
-    found.append(Found(path.parent, runs.read_config(path.parent), read(path, _RESULTS),
-                       read(samples, _SAMPLES) if has_samples else None))
-  return found
-
-
-def _check_report(report, needed):
-  """Raises now what a report that is none would raise later."""
-  values = {name: report[name] for name in needed} | {'num_checkpoints': _checkpoints(report)}
-  kinds = {'num_checkpoints': int, **needed}
-  for way in _ways(report):
-    for title in _MEASURES:
-      values[f'{way} {title}'], kinds[f'{way} {title}'] = report[way][title.lower()]['mean'], float
-  for name, value in values.items():
-    if not isinstance(value, kinds[name]):
-      raise TypeError(f'{name} is {shown(value)}')
+  return [Found(path, runs.read_config(path), *found)
+          for path in sorted(path for path, _, names in folder.walk() if any(map(reports.is_results, names)))
+          for found in reports.read_reports(path)]
 
 
 def render(entries: Sequence[Entry], found: Sequence[Found], as_csv: bool = False) -> str:
@@ -149,18 +114,9 @@ def _missing(entry: Entry, run: Found) -> list[str]:
   steps = entry.configs[form].train.steps
   if results['step'] != steps:
     missing.append(f'step {results["step"]:,}, not {steps:,}')
-  if _checkpoints(results) != entry.row.num_checkpoints:
-    missing.append(f'mean of {_checkpoints(results)} checkpoint(s), not {entry.row.num_checkpoints}')
+  if results["num_checkpoints"] != entry.row.num_checkpoints:
+    missing.append(f'mean of {results["num_checkpoints"]} checkpoint(s), not {entry.row.num_checkpoints}')
   return missing
-
-
-def _checkpoints(report: dict[str, Any]) -> int:
-  return report.get('num_checkpoints', 1)
-
-
-def _ways(report: dict[str, Any]) -> list[str]:
-  """In which ways images were made large."""
-  return [way for way in report if way == 'bicubic' or way.startswith('temperature ')]
 
 
 def _parts(run: Found) -> list[str]:
@@ -193,7 +149,7 @@ def _lines(entry: Entry, own: Sequence[Found]) -> Iterator[Line]:
 
 def _line(name: str, published: str, run: Found, remarks: Sequence[str]) -> Line:
   results = run.results
-  about = [f'mean of {_checkpoints(results)} checkpoints'] if _checkpoints(results) > 1 else []
+  about = [f'mean of {results["num_checkpoints"]} checkpoints'] if results["num_checkpoints"] > 1 else []
   about += [f'seed {results["seed"]}'] if results['seed'] else []
   return {
       'row': name,
@@ -223,15 +179,15 @@ def _sample_lines(entry: Entry, own: Sequence[Found]) -> Iterator[Line]:
       missing.append(f'images of {samples["source"]}')
     if samples['num_images'] != run.results['num_images']:
       missing.append(f'the first {samples["num_images"]:,} images only')
-    if _checkpoints(samples) != entry.row.num_checkpoints:
-      missing.append(f'mean of {_checkpoints(samples)} checkpoint(s), not {entry.row.num_checkpoints}')
+    if samples["num_checkpoints"] != entry.row.num_checkpoints:
+      missing.append(f'mean of {samples["num_checkpoints"]} checkpoint(s), not {entry.row.num_checkpoints}')
     if samples['step'] != run.results['step']:  # drawn before the training went on
       missing.append(f'samples of step {samples["step"]:,}')
-    for way in _ways(samples):
+    for way in reports.ways(samples):
       yield {
           'row': name if not missing else f'{name}: not this row',
-          'temperature': way.removeprefix('temperature '),
-          **{title: samples[way][title.lower()]['mean'] for title in _MEASURES},
+          'temperature': way.rpartition(' ')[2],
+          **{title: samples[way][measure]['mean'] for title, measure in _MEASURES.items()},
           'images': samples['num_images'],
           'samples of each': None if way == 'bicubic' else samples['num_samples'],
           'commit': samples['commit'],

@@ -1,9 +1,11 @@
-"""What lies in a run's folder is written whole, by one process at a time, wherever the folder is."""
+"""Files in a run's folder: written whole, by one process at a time, wherever the folder is; and JSON read with care."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
+import json
 import os
 import sys
+from typing import Any
 
 from etils import epath
 
@@ -26,9 +28,34 @@ def write_whole(path: epath.Path, content: str | bytes) -> None:
   part.replace(path)
 
 
+def parse_json(text: str | bytes, check: Callable[[Any], Any] = lambda value: value) -> Any:
+  """What `check` returns for what a text holds; it may raise ValueError, KeyError or TypeError.
+
+  Raises:
+    ValueError: if the text is malformed in whatever way.
+  """
+  try:
+    return check(json.loads(text))
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
+    raise ValueError(f'{type(error).__name__}: {error}') from error
+
+
+def read_json(path: epath.Path, advice: str, check: Callable[[Any], Any] = lambda value: value) -> Any:
+  """The same for a file.
+
+  Raises:
+    FileNotFoundError: if there is none.
+    InputError: if it is malformed, with advice on what to do.
+  """
+  try:
+    return parse_json(path.read_bytes(), check)
+  except ValueError as error:
+    raise InputError(f'{path} is damaged ({error}); {advice}') from error
+
+
 @contextlib.contextmanager
 def survive(action: str) -> Iterator[None]:
-  """Reports a full disk or the like in one line, and goes on: a log must not end a run."""
+  """Reports a full disk or the like in one line, and continues: a log must not end a run."""
   try:
     yield
   except OSError as error:
@@ -60,5 +87,5 @@ def lock(workdir: epath.Path) -> Iterator[None]:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       raise InputError(f'Another process trains in {workdir}: wait for it or stop it, or choose another '
-                       '--workdir.') from error
+                       'workdir.') from error
     yield

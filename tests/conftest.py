@@ -14,15 +14,15 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   os.environ |= {'JAX_COMPILATION_CACHE_DIR': _CACHE.name, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
                  'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1'}
 
-import main as program
+from image_transformer import cli as program
 
 # Flags can be parsed only once in a process; a fork server makes new ones that have imported everything.
 _FORKS = multiprocessing.get_context('forkserver')
-_FORKS.set_forkserver_preload(['main'])
+_FORKS.set_forkserver_preload(['image_transformer.cli'])
 
 
 def _run_program(arguments, output):
-  os.chdir(pathlib.Path(program.__file__).parent)
+  os.chdir(pathlib.Path(__file__).parent.parent)
   with open(output, 'w') as file:
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)

@@ -13,10 +13,32 @@ from image_transformer.checkpoints import Checkpoints
 from image_transformer.config import ImageSpec, ModelConfig
 from image_transformer.model import blank, make_model
 from image_transformer.optimizers import make_optimizer
-from image_transformer.train import init_state
+from image_transformer.state import init_state
 
 
-def paper_visible(height, width, depth, query_block, memory_flange):
+def scan_order(scan, height, width):
+  """[(row, column)] of all pixels in the order of a scan, written pixel by pixel."""
+  pixels = list(itertools.product(range(height), range(width)))
+  if scan == 'column':
+    return sorted(pixels, key=lambda pixel: pixel[::-1])
+  if scan == 'zigzag':  # to and fro along the diagonals, the first step to the right
+    return sorted(pixels, key=lambda pixel: (sum(pixel), pixel[0] if sum(pixel) % 2 else -pixel[0]))
+  if scan == 'hilbert':
+
+    def pixel_at(distance):  # the usual iteration over quadrants of growing size
+      row = column = 0
+      for size in (2**i for i in range(height.bit_length() - 1)):
+        lower, right = distance // 2 % 2, (distance ^ distance // 2) % 2
+        if not right:
+          row, column = (size - 1 - column, size - 1 - row) if lower else (column, row)
+        row, column, distance = row + size * lower, column + size * right, distance // 4
+      return row, column
+
+    return [pixel_at(distance) for distance in range(height * width)]
+  return pixels
+
+
+def paper_visible(height, width, depth, query_block, memory_flange, scan='raster'):
   """bool [positions, positions] in raster order: may a query (row) see a key (column)?
 
   Paper section 3.3, cell by cell: the key lies in the memory block of the query's block and is
@@ -25,8 +47,8 @@ def paper_visible(height, width, depth, query_block, memory_flange):
   cells = list(itertools.product(range(height), range(width), range(depth)))
   if len(query_block) == 1:
     (l_q,), (l_m,) = query_block, memory_flange
-    places = range(len(cells))
-    return np.array([[i // l_q * l_q - l_m <= j <= i for j in places] for i in places])
+    when = [scan_order(scan, height, width).index(cell[:2]) * depth + cell[2] for cell in cells]
+    return np.array([[i // l_q * l_q - l_m <= j <= i for j in when] for i in when])
   (h_q, w_q), (h_m, w_m) = query_block, memory_flange
 
   def generated(row, column, channel):
@@ -41,14 +63,14 @@ def paper_visible(height, width, depth, query_block, memory_flange):
 
 
 def layout_visible(layout):
-  """The same array as the layout has it: causal and occupied, carried from slots to raster indices."""
-  visible = np.zeros((layout.num_positions, layout.num_positions), bool)
-  for queries, keys in zip(layout.order, layout.memory):
-    see = layout.causal & (keys >= 0) & (queries >= 0)[:, None]
+  """The same array as the layout has it, carried from slots to raster indices."""
+  visible_from = np.zeros((layout.num_positions, layout.num_positions), bool)
+  for queries, keys, visible in zip(layout.order, layout.memory, layout.visible()):
+    see = visible & (queries >= 0)[:, None]
     query, key = np.nonzero(see)
-    assert not visible[queries[query], keys[key]].any(), 'a position is in memory twice'
-    visible[queries[query], keys[key]] = True
-  return visible
+    assert not visible_from[queries[query], keys[key]].any(), 'a position is in memory twice'
+    visible_from[queries[query], keys[key]] = True
+  return visible_from
 
 
 def to_slots(x, layout, padding=100.0):
@@ -64,7 +86,8 @@ def from_slots(x, layout):
 
 def blockwise(layout):
   """`local_attention` as a function of q, k and v [B, positions, heads, width] in raster order."""
-  return lambda *qkv: from_slots(attention.local_attention(*(to_slots(x, layout) for x in qkv), layout), layout)
+  return lambda *qkv: from_slots(attention.local_attention(*(to_slots(x, layout) for x in qkv), layout=layout)[0],
+                                 layout)
 
 
 def case(spec, **config):
@@ -85,6 +108,10 @@ CASES = {
     '1d_binary_pre_norm': case((6, 6, 1, 2), query_block=(5,), memory_flange=(3,), norm='pre', coordinates='learned'),
     '2d_dmol_classes_pre_norm': case((5, 5, 3, 256, 3), query_block=(2, 2), memory_flange=(1, 2),
                                      likelihood='dmol', norm='pre', class_conditional=True),
+    '1d_column_dmol': case((6, 4, 3, 256), query_block=(4,), memory_flange=(4,), likelihood='dmol', scan='column'),
+    '1d_zigzag_classes': case((4, 3, 3, 5, 3), query_block=(5,), memory_flange=(7,), scan='zigzag',
+                              class_conditional=True),
+    '1d_hilbert': case((8, 8, 1, 17), query_block=(8,), memory_flange=(8,), scan='hilbert'),
     '1d_superres': case((4, 6, 3, 7), query_block=(7,), memory_flange=(9,), upscale=2, num_encoder_layers=1),
     '2d_superres_dmol_classes_pre_norm': case(
         (6, 6, 3, 256, 3), query_block=(2, 2), memory_flange=(1, 1), likelihood='dmol', norm='pre',
@@ -95,9 +122,8 @@ CASES = {
 def given_for(model, num_images, seed=2):
   """Some of everything that the model is conditioned on."""
   random = np.random.default_rng(seed)
-  _, given = blank(model, num_images)
-  limits = {'label': model.spec.num_classes, 'low_res': model.spec.levels}
-  return {name: random.integers(limits[name], size=zeros.shape).astype(np.int32) for name, zeros in given.items()}
+  return {name: random.integers(condition.num_values, size=(num_images, *condition.shape)).astype(np.int32)
+          for name, condition in model.conditions.items()}
 
 
 def random_images(spec, num_images, seed=0):

@@ -18,9 +18,9 @@ import pytest
 
 from helpers import parameter_shapes
 from image_transformer.config import Config, from_dict
-from image_transformer.datasets import SOURCES
+from image_transformer.datasets import DATASETS
 from image_transformer.errors import InputError
-from image_transformer.train import Trainer, check_config
+from image_transformer.training import Trainer, check_config
 
 BASE = {'dataset': 'digits', 'model.query_block': (16,), 'model.memory_flange': (16,), 'model.num_layers': 1,
         'model.hidden_size': 16, 'model.num_heads': 2, 'model.ffn_size': 16, 'train.batch_size': 8}
@@ -102,7 +102,7 @@ def out_of_range(name):
   return bad.map(lambda value: {name: value})
 
 
-CHOICES = ['model.likelihood', 'model.norm', 'model.coordinates', 'model.dtype', 'optimizer.schedule']
+CHOICES = ['model.scan', 'model.likelihood', 'model.norm', 'model.coordinates', 'model.dtype', 'optimizer.schedule']
 SPLITS = ['train.split', 'eval.split']
 NO_SPLITS = ['', 'tset', 'train[', 'train[:0%]', 'train[:200%]', 'train[10:5]', 'train[5000:]', 'train+tset',
              'test[::2]', '../train', 'train[:99999999999999999999]', '\0']
@@ -318,10 +318,10 @@ def good(draw, most_layers=1_000):
     flat[name] = draw(strategy)
     return flat[name]
 
-  dataset = choose('dataset', st.sampled_from([*SOURCES, 'generated_digits', 'generated_celeba']))
+  dataset = choose('dataset', st.sampled_from([*DATASETS, 'generated_digits', 'generated_celeba']))
   size = choose('folder.size', st.tuples(st.integers(1, 64), st.integers(1, 64)) if dataset == 'folder' else
                 st.just((32, 32)))
-  spec = SOURCES[dataset.removeprefix('generated_')](from_dict({'folder': {'size': size}})).spec
+  spec = DATASETS[dataset.removeprefix('generated_')](from_dict({'folder': {'size': size}})).spec
   dmol = choose('model.likelihood', st.sampled_from(['categorical', 'dmol'])) == 'dmol'
   choose('model.num_mixtures', st.integers(1, 20))
   if draw(st.booleans()):
@@ -365,7 +365,7 @@ def good(draw, most_layers=1_000):
   for name in ('eval.batch_size', 'sample.batch_size', 'sample.num_images'):
     choose(name, st.integers(1, 10**6))
   choose('seed', st.integers(0, 2**32 - 1))
-  splits = SOURCES[dataset.removeprefix('generated_')](Config()).sizes
+  splits = DATASETS[dataset.removeprefix('generated_')](Config()).sizes
   for name in ('train.split', 'eval.split'):
     choose(name, st.tuples(st.sampled_from(sorted(splits)), st.sampled_from(['', '[:90%]', '[5:20]', '[-10:]'])).map(
         ''.join))

@@ -8,10 +8,10 @@ import sys
 import jax
 import pytest
 
-from configs import digits
 from helpers import paper_visible
 from image_transformer import config as config_lib
 from image_transformer import data
+from image_transformer.configs import digits
 from image_transformer.model import init_params, make_model
 from main import __file__ as MAIN
 

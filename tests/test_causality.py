@@ -27,7 +27,7 @@ def mask(model):
   """The paper's visibility [positions, positions], raster order."""
   height, width, channels = model.spec.shape
   depth = channels // model.likelihood.values_per_position
-  return paper_visible(height, width, depth, model.config.query_block, model.config.memory_flange)
+  return paper_visible(height, width, depth, model.config.query_block, model.config.memory_flange, model.config.scan)
 
 
 def generated_at(model):
@@ -119,20 +119,18 @@ def cached_parameters(model, variables, images, given):
   step = jax.jit(functools.partial(model.apply, method='step'))
   encoded = jax.jit(functools.partial(model.apply, method='encode'))(variables, given)
   values = images.astype(np.int32).reshape(len(images), layout.num_positions, -1)
-  config = model.config
-  shape = len(images), config.num_heads, config.qkv_width // config.num_heads
-  memories = [attention.begin_memory(layout, shape, jnp.dtype(config.dtype))] * config.num_layers
-  begin = jax.jit(lambda memories: [attention.begin_block(memory, layout) for memory in memories])
+  windows = model.empty_windows(len(images))
+  begin = jax.jit(lambda windows: [attention.begin_block(window, layout) for window in windows])
   end = jax.jit(lambda *args: [attention.end_block(*pair) for pair in zip(*args)])
   parameters = np.zeros((len(images), layout.num_positions, model.likelihood.num_parameters), np.float32)
   for block in range(layout.num_blocks):
-    caches = begin(memories)
+    caches = begin(windows)
     for slot in range(layout.block_size):
-      previous = values[:, layout.previous[block, slot]]  # padding and the start get any
-      outputs, caches = step(variables, previous, block, slot, encoded, caches)
+      fed = values[:, layout.previous[block, slot]]  # padding and the start get any
+      outputs, caches = step(variables, fed, block, slot, encoded, caches)
       if layout.order[block, slot] >= 0:
         parameters[:, layout.order[block, slot]] = outputs
-    memories = end(memories, caches)
+    windows = end(windows, caches)
   return parameters
 
 

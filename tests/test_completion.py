@@ -19,7 +19,8 @@ KEYS = jax.random.split(jax.random.key(0), NUM_IMAGES)
 # Of every layout, likelihood and condition; from the second position of all, from inside a block, from the start of a
 # block (after padding, too), and the last position alone.
 COMPLETIONS = [
-    ('1d_categorical', 1), ('1d_superres', 21), ('2d_ragged_classes', 40), ('2d_ragged_classes', 42),
+    ('1d_categorical', 1), ('1d_superres', 21), ('1d_zigzag_classes', 7), ('1d_hilbert', 32),
+    ('2d_ragged_classes', 40), ('2d_ragged_classes', 42),
     ('2d_grey_dmol_ragged', 55), ('2d_superres_dmol_classes_pre_norm', 5),
 ]
 
@@ -84,37 +85,35 @@ def test_given_positions_stay_and_the_rest_has_the_models_probability(name, num_
 def test_prefilled_caches_equal_those_of_single_steps(name):
   """At every block: the halo where it holds anything, and the block's own slots."""
   model, variables = make_case(name)
-  layout, config = model.layout, model.config
+  layout = model.layout
   images, given = random_images(model.spec, 2), given_for(model, 2)
   values = images.reshape(2, layout.num_positions, -1).astype(np.int32)
 
   @jit_once
   def prefilled(variables):
     encoded = model.apply(variables, given, method='encode')
-    return [[attention.begin_block(memory, layout)
-             for memory in model.apply(variables, images, encoded, block, method='remember')]
+    return [[attention.begin_block(window, layout)
+             for window in model.apply(variables, images, encoded, block, method='prefill')]
             for block in range(layout.num_blocks)]
 
   @jit_once
   def step_by_step(variables):
     encoded = model.apply(variables, given, method='encode')
     previous = jnp.asarray(values)[:, layout.previous]
-    shape_BHK = len(images), config.num_heads, config.qkv_width // config.num_heads
 
     def step(slot, caches, block):
       return model.apply(variables, previous[:, block, slot], block, slot, encoded, caches, method='step')[1]
 
-    def run_block(memories, block):
+    def run_block(windows, block):
       caches = jax.lax.fori_loop(0, layout.block_size, functools.partial(step, block=block),
-                                 [attention.begin_block(memory, layout) for memory in memories])
-      return [attention.end_block(*pair) for pair in zip(memories, caches)], caches
+                                 [attention.begin_block(window, layout) for window in windows])
+      return [attention.end_block(*pair) for pair in zip(windows, caches)], caches
 
-    memories = [attention.begin_memory(layout, shape_BHK, jnp.float32)] * config.num_layers
-    return jax.lax.scan(run_block, memories, jnp.arange(layout.num_blocks))[1]
+    return jax.lax.scan(run_block, model.empty_windows(len(images)), jnp.arange(layout.num_blocks))[1]
 
   slow = step_by_step(variables)
   for block, caches in enumerate(prefilled(variables)):
-    matters = np.append(layout.occupied[block, :layout.halo_size], layout.order[block] >= 0)
+    matters = np.append(layout.memory[block, :layout.halo_size] >= 0, layout.order[block] >= 0)
     for layer, cache in enumerate(caches):
       for array, other in zip(cache, slow[layer]):
         difference = np.where(matters, array - other[block], 0)
@@ -144,19 +143,28 @@ def test_rows_are_a_number_of_positions_exactly_where_they_come_first(name):
     if kept(model, num_kept)[:rows].all():
       assert positions_in_rows(model, rows) == num_kept
     else:
-      with pytest.raises(InputError, match=f'--keep={rows}'):
+      with pytest.raises(InputError, match=f'first {rows} rows cannot be kept'):
         positions_in_rows(model, rows)
-    assert len(model.config.query_block) == 2 or kept(model, num_kept)[:rows].all()
+    row_by_row = len(model.config.query_block) == 1 and model.config.scan == 'raster'
+    assert not row_by_row or kept(model, num_kept)[:rows].all()
 
 
 @pytest.mark.parametrize('query_block, rows, says', [
-    ((3, 2), 1, 'are: 3.'), ((3, 2), 4, 'are: 3 or 6.'), ((3, 2), 7, 'are: 6.'), ((8, 2), 4, 'no number of rows'),
-    ((3, 2), 0, 'in 1..7'), ((3, 2), 8, 'in 1..7'), ((64,), -1, 'in 1..7')])
+    ((3, 2), 1, 'can: 3.'), ((3, 2), 4, 'can: 3 or 6.'), ((3, 2), 7, 'can: 6.'), ((8, 2), 4, 'no number of rows'),
+    ((3, 2), 0, 'in 1..7'), ((3, 2), True, 'in 1..7'), ((3, 2), 1.0, 'in 1..7'),
+    ((3, 2), 8, 'in 1..7'), ((64,), -1, 'in 1..7')])
 def test_rows_that_do_not_come_first_are_refused_with_the_nearest_that_do(query_block, rows, says):
   model = make_model(*case((8, 6, 3, 7), query_block=query_block, memory_flange=(1,) * len(query_block)))
-  with pytest.raises(InputError, match='--keep') as raised:
+  with pytest.raises(InputError, match='rows') as raised:
     positions_in_rows(model, rows)
   assert says in str(raised.value) and '\n' not in str(raised.value)
+
+
+def test_only_the_upper_half_comes_first_on_hilberts_curve():
+  model, _ = make_case('1d_hilbert')
+  assert positions_in_rows(model, 4) == 32
+  with pytest.raises(InputError, match="scan = 'hilbert'.* can: 4."):
+    positions_in_rows(model, 5)
 
 
 def test_blocks_as_wide_as_the_image_take_any_number_of_rows():

@@ -19,7 +19,6 @@ from image_transformer import data, metrics, runs, tables
 from image_transformer.config import Config, FolderConfig, from_dict
 from image_transformer.errors import InputError
 from image_transformer.images import read_image
-from image_transformer.train import num_train_images
 
 # What can happen to any file.
 
@@ -285,7 +284,7 @@ def test_damaged_files_of_a_run_are_named(run, tmp_path):
   for text in [*NOTHING, '{}', '{"num_train_images": "x"}', '{"num_train_images": 1.5}']:
     (folder / 'data.json').write_bytes(text.encode(errors='surrogatepass'))
     with pytest.raises(InputError, match='data.json is damaged') as raised:
-      num_train_images(folder)
+      runs.read_num_train_images(folder)
     assert str(raised.value).isprintable()
 
 

@@ -115,16 +115,15 @@ def test_evaluation_has_every_image_once_and_in_order(num_images, batch_size, pr
                                   process_count=process_count)) for index in range(process_count)]
   batches = join(parts)
   assert {len(part) for part in parts} == {-(-num_images // batch_size)}
-  assert all(len(batch['mask']) == batch_size // process_count for part in parts for batch in part)
-  mask = np.concatenate([batch['mask'] for batch in batches])
+  assert all(len(batch['image']) == batch_size // process_count for part in parts for batch in part)
   images = np.concatenate([batch['image'] for batch in batches])
-  assert mask.dtype == bool and np.array(labels(batches))[mask].tolist() == list(range(num_images))
-  np.testing.assert_array_equal(images[mask], [element['image'] for element in source])
+  assert labels(batches)[:num_images] == list(range(num_images))
+  assert set(labels(batches)[num_images:]) <= {num_images - 1}  # padding
+  np.testing.assert_array_equal(images[:num_images], [element['image'] for element in source])
 
 
 def test_evaluation_of_the_first_images():
   batches = list(data.eval_batches(make_source(9), batch_size=4, num_images=5))
-  assert [batch['mask'].tolist() for batch in batches] == [[True] * 4, [True] + [False] * 3]
   assert labels(batches) == [0, 1, 2, 3, 4, 4, 4, 4]
   with pytest.raises(InputError, match='num_images is 10, but must be at most 9'):
     data.eval_batches(make_source(9), batch_size=4, num_images=10)
@@ -219,8 +218,8 @@ def test_a_damaged_directory_is_answered_in_one_line(damage, tmp_path):
 
 
 def test_images_of_another_shape_are_refused(digits_dir, monkeypatch):
-  other = data.Source(ImageSpec(9, 8, 1, levels=17, num_classes=10), digits.ImageTransformerDigits, digits.SIZES)
-  monkeypatch.setitem(data.SOURCES, 'digits', lambda config: other)
+  other = data.Dataset(ImageSpec(9, 8, 1, levels=17, num_classes=10), digits.ImageTransformerDigits, digits.SIZES)
+  monkeypatch.setitem(data.DATASETS, 'digits', lambda config: other)
   assert_input_error(r'shape \(8, 8, 1\), but must have \(9, 8, 1\)', 'digits', 'test', digits_dir)
 
 
@@ -256,8 +255,8 @@ def test_both_sizes_are_made_from_the_stored_image(monkeypatch, tmp_path):
   builder = generated.ImageTransformerGenerated
   monkeypatch.setattr(generated, 'NUM_TRAIN', 3)
   for stored in ((138, 138, 3), None):
-    source = data.Source(ImageSpec(32, 32, 3), builder, {'train': None}, wide, stored)
-    monkeypatch.setitem(data.SOURCES, 'celeba', lambda config, source=source: source)
+    source = data.Dataset(ImageSpec(32, 32, 3), builder, {'train': None}, wide, stored)
+    monkeypatch.setitem(data.DATASETS, 'celeba', lambda config, source=source: source)
     if stored is None:
       assert_input_error(r'shape \(138, 138, 3\), but must have \(32, 32, 3\)', 'celeba', 'train', tmp_path)
       continue

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 
 from image_transformer import data
 from image_transformer.config import Config, FolderConfig, ImageSpec
-from image_transformer.datasets import SOURCES, celeba, cifar10, folder, generated, imagenet
+from image_transformer.datasets import DATASETS, celeba, cifar10, folder, generated, imagenet
 from image_transformer.errors import InputError, MissingDataError
 from image_transformer.images import fit
 from test_images import encoded, png_header
@@ -249,14 +249,14 @@ def test_damaged_celeba_is_named(damage, tmp_path):
 # --- stand-ins -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('dataset', SOURCES)
+@pytest.mark.parametrize('dataset', DATASETS)
 def test_stand_ins_look_like_the_dataset(dataset, tmp_path, monkeypatch):
   monkeypatch.setattr(generated, 'NUM_TRAIN', 24)
   monkeypatch.setattr(generated, 'NUM_EVAL', 12)
   config = named(f'generated_{dataset}', tmp_path, folder=FolderConfig(size=(12, 9)))
   spec = data.image_spec(config)
   assert spec == data.image_spec(dataclasses.replace(config, dataset=dataset))
-  splits = SOURCES[dataset](config).sizes
+  splits = DATASETS[dataset](config).sizes
   pictures = set()
   for split in splits:
     elements = read(config, split)

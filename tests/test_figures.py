@@ -1,27 +1,34 @@
 """Figures show what the model computes, and of that the right cells."""
 
+from etils import epath
 import jax
 import numpy as np
 import pytest
 
-from helpers import CASES, from_slots, given_for, jit_once, make_case, paper_visible, random_images
+from helpers import CASES, from_slots, given_for, jit_once, make_case, paper_visible, random_images, scan_order
 from image_transformer import figures
 from image_transformer.config import Config, ImageSpec, ModelConfig
 from image_transformer.errors import InputError
 from image_transformer.layout import block_layout
+from image_transformer.library import Run
 from image_transformer.model import make_model
-from image_transformer.runs import Run
 
 
-@pytest.mark.parametrize('query_block, flange', [((7,), (9,)), ((2, 3), (2, 1)), ((3, 2), (1, 4))])
-def test_the_memory_picture_shows_the_papers_memory(query_block, flange):
+@pytest.mark.parametrize('query_block, flange, scan', [
+    ((7,), (9,), 'raster'), ((7,), (9,), 'column'), ((8,), (12,), 'zigzag'), ((2, 3), (2, 1), 'raster'),
+    ((3, 2), (1, 4), 'raster')])
+def test_the_memory_picture_shows_the_papers_memory(query_block, flange, scan):
   """Cell by cell, with a row and a column of blocks that are cut off."""
   height, width, channels = 5, 7, 3
-  model = make_model(ModelConfig(query_block=query_block, memory_flange=flange), ImageSpec(height, width, channels))
-  visible = paper_visible(height, width, channels, query_block, flange)
+  model = make_model(ModelConfig(query_block=query_block, memory_flange=flange, scan=scan),
+                     ImageSpec(height, width, channels))
+  visible = paper_visible(height, width, channels, query_block, flange, scan)
   positions = np.arange(height * width * channels)
   row, column, _ = np.unravel_index(positions, (height, width, channels))
-  block = (positions // query_block[0] if len(query_block) == 1 else
+  when = np.empty(height * width, int)
+  when[[row * width + column for row, column in scan_order(scan, height, width)]] = np.arange(height * width)
+  along = when[positions // channels] * channels + positions % channels
+  block = (along // query_block[0] if len(query_block) == 1 else
            row // query_block[0] * width + column // query_block[1])
   for pixel in range(height * width):
     shown = figures.memory(model, *divmod(pixel, width)).axes[0].images[0].get_array().ravel()
@@ -37,7 +44,8 @@ def test_attention_weights_are_those_of_dense_attention(name):
   model, variables = make_case(name)
   images, given, layout = random_images(model.spec, 2), given_for(model, 2), model.layout
   config, depth = model.config, layout.num_positions // (model.spec.height * model.spec.width)
-  visible = paper_visible(model.spec.height, model.spec.width, depth, config.query_block, config.memory_flange)
+  visible = paper_visible(model.spec.height, model.spec.width, depth, config.query_block, config.memory_flange,
+                          config.scan)
   index = layout.num_positions - layout.num_positions // 3
   weights = np.asarray(jit_once(lambda *args: model.apply(*args, index, method='attention_weights'))(
       variables, images, given))
@@ -87,7 +95,8 @@ def test_the_attention_picture_hides_what_is_not_visible_and_marks_the_pixel():
 def test_bits_of_a_run_add_up_to_the_log_probability_of_each_image():
   model, variables = make_case('1d_dmol')
   images = random_images(model.spec, 3)
-  figure = figures.bits_of_run(Run(Config(), model, variables, 0), {'image': images})
+  run = Run(Config(), model, variables, 0, epath.Path())
+  figure = figures.bits(images, -run.pixel_log_probs(images), model.spec.levels)
   shown = [float(axes.get_xlabel().split()[0]) for axes in figure.axes if axes.get_xlabel()]
   nats = -np.asarray(model.apply(variables, images, method='log_prob'))
   np.testing.assert_allclose(shown, nats / np.log(2) / model.spec.num_dims, atol=0.006)
@@ -109,12 +118,12 @@ def test_curves_show_each_split_of_each_run():
       ('one, train', [[1, 7], [2, 6]]), ('one, test', [[2, 6.5]]), ('two, train', [[1, 7], [2, 6]])]
 
 
-@pytest.mark.parametrize('words', [['3'], ['3', '4', '5'], ['-1', '0'], ['6', '0'], ['0', '5'], ['a', '0'], []])
-def test_positions_outside_the_image_are_refused(words):
-  with pytest.raises(InputError, match=r'--position .*rows in 0\.\.5 and columns in 0\.\.4'):
-    figures.read_position(words, ImageSpec(6, 5, 3))
+@pytest.mark.parametrize('position', [(-1, 0), (6, 0), (0, 5)])
+def test_positions_outside_the_image_are_refused(position):
+  model = make_model(ModelConfig(query_block=(6,), memory_flange=(6,)), ImageSpec(6, 5, 3))
+  with pytest.raises(InputError, match=r'position .*row in 0\.\.5 and a column in 0\.\.4'):
+    figures.memory(model, *position)
 
 
-def test_positions():
-  assert figures.read_position(['5', '4'], ImageSpec(6, 5, 3)) == (5, 4)
-  assert figures.read_position(None, ImageSpec(6, 5, 3)) == (3, 2)
+def test_the_middle():
+  assert figures.middle(make_model(ModelConfig(query_block=(6,), memory_flange=(6,)), ImageSpec(6, 5, 3))) == (3, 2)

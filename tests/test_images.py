@@ -90,7 +90,7 @@ def test_area_resize_is_quick():
 def test_area_resize_refuses():
   image = np.zeros([4, 5, 3], np.uint8)
   for bad, size in ((image, (5, 5)), (image, (4, 6)), (image, (0, 1)), (image.astype(np.float32), (2, 2))):
-    with pytest.raises(ValueError, match=r'images of 4 x 5 cannot be made'):
+    with pytest.raises(ValueError, match=r'images of 4 x 5 cannot be downsampled to'):
       area_resize(bad, *size)
 
 

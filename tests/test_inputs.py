@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from etils import epath
 import numpy as np
 from PIL import Image
 import pytest
@@ -11,8 +12,8 @@ from image_transformer.config import Config, ModelConfig
 from image_transformer.errors import InputError
 from image_transformer.images import fit
 from image_transformer.inputs import read_inputs
+from image_transformer.library import Run
 from image_transformer.model import make_model
-from image_transformer.runs import Run
 
 
 @pytest.fixture(scope='module')
@@ -27,7 +28,7 @@ def make_run(data_dir):
   def make(dataset='cifar10', upscale=1):
     model = ModelConfig(query_block=(16,), memory_flange=(16,), upscale=upscale, num_encoder_layers=int(upscale > 1))
     config = Config(dataset=dataset, data_dir=data_dir, model=model)
-    return Run(config, make_model(model, data.image_spec(config)), {}, 0)
+    return Run(config, make_model(model, data.image_spec(config)), {}, 0, epath.Path())
 
   return make
 
@@ -100,7 +101,7 @@ def test_the_first_files_by_name(make_run, tmp_path, number, expected):
 def test_without_files_the_first_images_of_the_evaluated_split(make_run, split, number, expected):
   run = make_run('digits', upscale=2)
   config = dataclasses.replace(run.config, eval=dataclasses.replace(run.config.eval, split=split))
-  inputs = read_inputs(run._replace(config=config), None, number)
+  inputs = read_inputs(dataclasses.replace(run, config=config), None, number)
   source = data.open_split(config, split)
   assert inputs.keys() == {'image', 'low_res', 'label'}
   for name, values in inputs.items():

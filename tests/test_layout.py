@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import blockwise, layout_visible, paper_visible
+from helpers import blockwise, layout_visible, paper_visible, scan_order
 from image_transformer.errors import InputError
-from image_transformer.layout import block_layout
+from image_transformer.layout import SCANS, BlockLayout, block_layout
 
 # (height, width, positions per cell), query block, memory flange.
 LAYOUTS_1D = [
@@ -37,19 +37,73 @@ LAYOUTS_2D = [
 ]
 
 
-def make_layout(shape, query_block, memory_flange):
+LAYOUTS_SCANNED = [
+    ((3, 5, 3), (7,), (7,), 'column'),
+    ((5, 3, 3), (4,), (9,), 'zigzag'),
+    ((3, 7, 1), (5,), (3,), 'zigzag'),
+    ((4, 4, 3), (6,), (8,), 'hilbert'),
+    ((8, 8, 1), (8,), (16,), 'hilbert'),
+]
+
+
+def make_layout(shape, query_block, memory_flange, scan='raster'):
   """A cell of DMOL is one position; here depth stands in for that choice."""
-  return block_layout(shape, 1, query_block, memory_flange)
+  return block_layout(shape, 1, query_block, memory_flange, scan)
 
 
-@pytest.mark.parametrize('arguments', LAYOUTS_1D + LAYOUTS_2D, ids=str)
+@pytest.mark.parametrize('arguments', LAYOUTS_1D + LAYOUTS_2D + LAYOUTS_SCANNED, ids=str)
 def test_visibility_is_the_papers(arguments):
-  (height, width, depth), query_block, memory_flange = arguments
+  (height, width, depth), *rest = arguments
   visible = layout_visible(make_layout(*arguments))
-  np.testing.assert_array_equal(visible, paper_visible(height, width, depth, query_block, memory_flange))
+  np.testing.assert_array_equal(visible, paper_visible(height, width, depth, *rest))
 
 
-@pytest.mark.parametrize('arguments', LAYOUTS_1D + LAYOUTS_2D, ids=str)
+@pytest.mark.parametrize('arguments', [*LAYOUTS_1D[:5], *LAYOUTS_2D[:6]], ids=str)
+def test_visibility_of_one_slot_or_block_is_part_of_the_whole(arguments):
+  layout = make_layout(*arguments)
+  whole = layout.visible()
+  assert whole.shape == (layout.num_blocks, layout.block_size, layout.memory.shape[1])
+  for block in range(layout.num_blocks):
+    np.testing.assert_array_equal(layout.visible(block), whole[block])
+    for slot in range(layout.block_size):
+      np.testing.assert_array_equal(layout.visible(block, slot), whole[block, slot])
+
+
+@pytest.mark.parametrize('scan', SCANS)
+@pytest.mark.parametrize('side', [1, 2, 4, 8])
+def test_scans_are_what_their_names_say(scan, side):
+  order = block_layout((side, side, 1), 1, (side * side,), (0,), scan).order[0]
+  assert [divmod(index, side) for index in order.tolist()] == scan_order(scan, side, side)
+
+
+def test_hilberts_curve_never_leaps_and_fills_the_upper_half_first():
+  pixels = np.array([divmod(index, 16) for index in block_layout((16, 16, 3), 3, (256,), (0,), 'hilbert').order[0]])
+  assert (np.abs(np.diff(pixels, axis=0)).sum(axis=1) == 1).all()
+  assert (pixels[:128, 0] < 8).all()
+
+
+@pytest.mark.parametrize('shape', [(4, 8, 3), (6, 6, 1), (12, 12, 1)])
+def test_hilberts_curve_needs_a_square_of_a_power_of_two(shape):
+  with pytest.raises(InputError, match='model.scan'):
+    block_layout(shape, 1, (4,), (4,), 'hilbert')
+
+
+def test_blocks_in_three_dimensions():
+  """All that is generated earlier within the flange, on both sides where an earlier axis differs."""
+  size, block, flange = (3, 4, 5, 1), (1, 2, 2, 1), (1, 1, 2, 0)
+  layout = BlockLayout(size, block, flange)
+  cells = list(np.ndindex(size))
+  generated = lambda cell: ([c // b for c, b in zip(cell, block)], cell)
+
+  def sees(query, key):
+    corner = [q // b * b for q, b in zip(query, block)]
+    near = all(c - f <= k < c + b + f for c, k, b, f in zip(corner, key, block, flange))
+    return near and generated(key) <= generated(query)
+
+  np.testing.assert_array_equal(layout_visible(layout), [[sees(query, key) for key in cells] for query in cells])
+
+
+@pytest.mark.parametrize('arguments', LAYOUTS_1D + LAYOUTS_2D + LAYOUTS_SCANNED, ids=str)
 def test_every_position_has_one_slot_and_follows_the_one_generated_before(arguments):
   layout = make_layout(*arguments)
   generated = [index for index in layout.order.ravel() if index >= 0]
@@ -90,11 +144,11 @@ def random_qkv(num_positions, scale=1.0, dtype=jnp.float32):
   return [jnp.asarray(scale * random.standard_normal((2, num_positions, 2, 4)), dtype) for _ in range(3)]
 
 
-@pytest.mark.parametrize('arguments', [LAYOUTS_1D[i] for i in (1, 4, 5)] + [LAYOUTS_2D[i] for i in (2, 3, 8, 10)],
-                         ids=str)
+@pytest.mark.parametrize('arguments', [LAYOUTS_1D[i] for i in (1, 4, 5)] + [LAYOUTS_2D[i] for i in (2, 3, 8, 10)] +
+                         LAYOUTS_SCANNED[1:4:2], ids=str)
 def test_blocks_equal_dense_in_values_and_gradients(arguments):
-  (height, width, depth), query_block, memory_flange = arguments
-  visible = paper_visible(height, width, depth, query_block, memory_flange)
+  (height, width, depth), *rest = arguments
+  visible = paper_visible(height, width, depth, *rest)
   q, k, v = random_qkv(len(visible))
   cotangent = jnp.cos(jnp.arange(v.size, dtype=jnp.float32)).reshape(v.shape)
 

@@ -11,12 +11,14 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from configs import paper
 from helpers import leave_run
 from image_transformer import data, runs
 from image_transformer.config import from_dict
+from image_transformer.configs import paper
 from image_transformer.errors import InputError
+from image_transformer.experiments import load_config
 from image_transformer.images import area_resize
+from image_transformer.library import load as load_run
 from image_transformer.model import make_model, num_parameters
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -91,7 +93,7 @@ def test_train_eval_and_sample_from_the_command_line(call, digits):
   results, printed = load(digits / 'results.json'), digits.with_name('printed').read_text()
   assert f'{results["bits_per_dim"]:.4f} +- {results["standard_error"]:.4f} bits/dim on 20 images' in printed
   assert results['num_images'] == 20 and results['step'] == 3 and results['training_seconds'] > 0
-  assert results['num_parameters'] == num_parameters(runs.load(digits).model) > 1000
+  assert results['num_parameters'] == num_parameters(load_run(digits).model) > 1000
   assert (digits / 'checkpoints' / '3').exists()
   assert Image.open(digits / 'samples' / '0000003.png').size[1] > 500
   trained = json.loads((digits / 'metrics.jsonl').read_text().splitlines()[-1])
@@ -200,7 +202,7 @@ def test_pictures_of_what_a_model_sees_used_and_found_surprising(call, digits, p
       (f'--input={photos / "1.png"} --labels=3 --position=7,7', '0000003_attention_1_row7_column7'),
       ('--kind=bits --num_inputs=3', '0000003_bits_test_3'), ('--kind=curves', 'curves')]:
     code, printed = call('--mode=picture', f'--workdir={digits}', *arguments.split())
-    assert code == 0 and printed.split() == ['Wrote', str(digits / 'pictures' / f'{name}.png')], printed
+    assert code == 0 and written(printed, '.png') == [digits / 'pictures' / f'{name}.png'], printed
     picture = np.asarray(Image.open(digits / 'pictures' / f'{name}.png'))
     assert picture.std() > 10, 'nothing is drawn'
   code, printed = call('--mode=picture', f'--workdir={digits.parent}', '--kind=curves')
@@ -228,7 +230,7 @@ def test_the_table_of_runs(call, digits, superres):
     ('digits', '--mode=picture --kind=curves --average_checkpoints=2', '--average_checkpoints means nothing'),
     ('digits', '--mode=picture --kind=bits --num_inputs=33', '--num_inputs is 33, but must be at most 32'),
     ('digits', '--mode=eval --kind=bits', '--kind means nothing to --mode=eval'),
-    ('digits', '--mode=picture --position=8,0', 'ROW,COLUMN with rows in 0..7'),
+    ('digits', '--mode=picture --position=8,0', "--position is '8,0', but must be a row in 0..7"),
     ('digits', '--mode=sample --keep=4', '--keep means nothing to --mode=sample'),
     ('digits', '--mode=eval --average_checkpoints=0', '--average_checkpoints is 0'),
     ('digits', '--mode=eval --average_checkpoints=3', '--average_checkpoints is 3, but must be at most 2'),
@@ -243,7 +245,7 @@ def test_the_table_of_runs(call, digits, superres):
     ('digits', '--mode=complete', '--keep'),
     ('digits', '--mode=complete --keep=0', '--keep is 0, but must be a number of rows in 1..7'),
     ('digits', '--mode=complete --keep=8', '--keep is 8'),
-    ('blocks', '--mode=complete --keep=3', '--keep=3: .* are: 2 or 4.'),
+    ('blocks', '--mode=complete --keep=3', 'first 3 rows cannot be kept.* can: 2 or 4.'),
     ('digits', '--mode=complete --keep=4 --num_inputs=-1', '--num_inputs is -1'),
     ('digits', '--mode=complete --keep=4 --num_samples=0', '--num_samples is 0'),
     ('digits', '--mode=complete --keep=4 --input=nowhere.png', 'nowhere.png does not exist'),
@@ -343,7 +345,7 @@ CONFIGS = sorted({path.name for path in (ROOT / 'configs').glob('*.py')} - {'__i
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_every_configuration_is_valid(name):
-  full, small = paper.load(name), paper.load(paper.smoke(name))
+  full, small = load_config(name), load_config(paper.smoke(name))
   assert not full.stand_in and full.model.hidden_size > small.model.hidden_size or full.dataset == 'digits'
   assert small.train.steps <= 10_000 and small.model.hidden_size <= 128
   for config in (full, small):
@@ -353,4 +355,4 @@ def test_every_configuration_is_valid(name):
 @pytest.mark.parametrize('name', ['cifar10_1d.py:tiny', 'cifar10_blocks.py:0', 'cifar10_blocks.py:x,smoke'])
 def test_unknown_arguments_of_configurations_are_refused(name):
   with pytest.raises(InputError, match='cifar10_blocks.py|:smoke'):
-    paper.load(name)
+    load_config(name)

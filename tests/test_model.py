@@ -9,9 +9,10 @@ import pytest
 
 from helpers import CASES, case, given_for, make_case, parameter_shapes, random_images
 from image_transformer.config import ImageSpec, ModelConfig
+from image_transformer.dropout import Dropout
 from image_transformer.errors import InputError
 from image_transformer.model import init_params, make_model, num_parameters
-from image_transformer.transformer import Dropout, layer_norm
+from image_transformer.transformer import layer_norm
 
 CIFAR10 = ImageSpec(32, 32, 3)
 

@@ -13,7 +13,7 @@ from etils import epath
 import numpy as np
 import pytest
 
-from image_transformer import data, devices, metrics, runs
+from image_transformer import data, devices, library, metrics
 from image_transformer.config import Config
 from image_transformer.sampling import make_sampler
 
@@ -91,7 +91,7 @@ def test_two_processes_evaluate_and_sample_as_one_does(parts):
   assert two['bits_per_dim'] == pytest.approx(one['bits_per_dim'], abs=1e-6)
   assert printed.count('bits/dim on 33 images') == 1  # one speaks for all
 
-  run = runs.load(parts)
+  run = library.load(parts)
   labels = np.arange(5)
   images, log_probs = make_sampler(run.model, 5)(devices.replicate(run.variables['params']), 3, 5, {'label': labels})
   printed = launch('--mode=sample', f'--workdir={parts}', '--num_samples=5', '--labels=0,1,2,3,4', '--seed=3', '--npz',

@@ -7,7 +7,8 @@ import pytest
 
 from helpers import CASES, given_for, make_case
 from image_transformer import devices
-from image_transformer.sampling import class_rows, make_sampler, sample
+from image_transformer.conditions import default_given
+from image_transformer.sampling import make_sampler, sample
 
 
 def check_log_prob(model, variables, rtol):
@@ -75,11 +76,11 @@ def test_at_low_temperature_the_seed_does_not_matter(drawing):
   np.testing.assert_array_equal(images[0], images[3])  # of the same class
 
 
-def test_class_rows():
+def test_labels_that_nobody_gives_are_rows_of_classes():
   model, _ = make_case('2d_ragged_classes')  # three classes
   for number, labels, columns in [(1, [0], 1), (2, [0, 1], 2), (3, [0, 1, 2], 1), (6, [0, 0, 1, 1, 2, 2], 2),
                                   (7, [0, 0, 1, 1, 2, 2, 0], 2)]:
-    given, found = class_rows(model, number)
+    given, found = default_given(model.conditions, number)
     assert given['label'].tolist() == labels and found == columns
   model, _ = make_case('2d_categorical')
-  assert class_rows(model, 10) == ({}, 4)
+  assert default_given(model.conditions, 10) == ({}, 4)

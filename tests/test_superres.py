@@ -13,11 +13,12 @@ import pytest
 import scipy.ndimage
 
 from helpers import case, given_for, jit_once, make_case, random_images
-from image_transformer import attention, superres
-from image_transformer.config import ImageSpec, ModelConfig, from_dict
+from image_transformer import conditions, pictures, reports, superres, transformer
+from image_transformer.config import Config, ImageSpec, ModelConfig, from_dict
 from image_transformer.embeddings import sine_table
 from image_transformer.errors import InputError
-from image_transformer.images import area_resize
+from image_transformer.images import area_resize, bicubic
+from image_transformer.library import Run
 from image_transformer.metrics import Evaluation
 from image_transformer.model import init_params, make_model, num_parameters
 from image_transformer.sampling import sample
@@ -33,7 +34,7 @@ def test_every_condition_moves_every_position(name):
   apply = jit_once(model.apply)
   unchanged = apply(variables, image, given)
   for condition, values in given.items():
-    limit = model.spec.num_classes if condition == 'label' else model.spec.levels
+    limit = model.conditions[condition].num_values
     for index in np.ndindex(values.shape):
       changed = values.copy()
       changed[index] = (changed[index] + limit // 2) % limit
@@ -71,11 +72,12 @@ def test_gradients_reach_every_position_of_the_small_image(name, part):
   assert (gradients > 0).all() and np.isfinite(gradients).all()
 
 
-@pytest.mark.parametrize('given, missing', [({}, 'label and low_res'), ({'label': np.zeros(1, int)}, 'low_res'),
-                                            (np.zeros(1, int), 'label and low_res')])
-def test_a_missing_condition_is_named(given, missing):
+@pytest.mark.parametrize('given, says', [
+    ({}, "'label' is missing"), ({'label': np.zeros(1, int)}, "'low_res' is missing"),
+    (np.zeros(1, int), 'must be a dictionary')])
+def test_a_missing_condition_is_named(given, says):
   model, variables = make_case(NAMES[1])
-  with pytest.raises(InputError, match=f'conditioned on {missing}:'):
+  with pytest.raises(InputError, match=f'{says}; this model is conditioned on label and low_res'):
     model.apply(variables, random_images(model.spec, 1), given)
 
 
@@ -123,13 +125,14 @@ def cross_attention(model, params, monkeypatch):
   def record(params):
     recorded = []
 
-    def recording(q, k, v, dropout):
+    def recording(q, k, v, drops=None, **kwargs):
       recorded.append(jax.nn.softmax(jnp.einsum('THK,MHK->HTM', q.reshape(-1, *q.shape[-2:]), k[0])))
-      return full_attention(q, k, v, dropout)
+      return full_attention(q, k, v, drops, **kwargs)
 
-    full_attention = attention.full_attention
+    full_attention = transformer.full_attention
     with monkeypatch.context() as patch:
-      patch.setattr(attention, 'full_attention', recording)
+      patch.setattr(transformer, 'full_attention', recording)
+      patch.setattr(conditions, 'full_attention', recording)
       model.apply({'params': params}, image, {'low_res': shrunk})
     return jnp.stack(recorded[model.config.num_encoder_layers:])
 
@@ -246,7 +249,7 @@ def test_measures_without_originals_or_neighbours():
 def test_bicubic_overshoots_at_edges_but_not_the_range_and_keeps_channels_apart():
   low_res = np.full((2, 4, 4, 3), [0, 4, 9], np.uint8)
   low_res[0, 1:3, 1:3, :2] = [16, 12]
-  large = superres.bicubic(low_res, 8, 12, 17)
+  large = bicubic(low_res, 8, 12, 17)
   assert large.shape == (2, 8, 12, 3) and large.dtype == np.uint8
   assert large[0, ..., 0].min() == 0 and large[0, ..., 0].max() == 16
   assert large[0, ..., 1].min() < 4 and large[0, ..., 1].max() > 12
@@ -257,9 +260,10 @@ def test_bicubic_overshoots_at_edges_but_not_the_range_and_keeps_channels_apart(
 @pytest.mark.parametrize('with_originals', [True, False])
 def test_strips_show_input_bicubic_samples_and_original(with_originals):
   spec = ImageSpec(8, 8, 1, 17)
+  model = make_model(*case((8, 8, 1, 17), query_block=(4, 4), memory_flange=(4, 4), upscale=4, num_encoder_layers=1))
   originals, samples = random_images(spec, 2), random_images(spec, 6, seed=1).reshape(2, 3, 8, 8, 1)
   low_res = area_resize(originals, 2, 2)
-  picture = superres.strips(low_res, samples, originals if with_originals else None, 17)
+  picture = pictures.samples_of(model, {'low_res': low_res}, samples, originals if with_originals else None)
   columns, scale, gap, cell = 5 + with_originals, 16, 2, 130
   assert picture.dtype == np.uint8 and picture.shape == (2 * cell + gap, columns * cell + gap, 3)
   # What every cell shows, read back at its large pixels.
@@ -267,7 +271,7 @@ def test_strips_show_input_bicubic_samples_and_original(with_originals):
            for i in range(2)]
   large = np.round(np.array(cells) / 255 * 16)[..., None]
   np.testing.assert_array_equal(large[:, 0], low_res.repeat(4, axis=1).repeat(4, axis=2))
-  np.testing.assert_array_equal(large[:, 1], superres.bicubic(low_res, 8, 8, 17))
+  np.testing.assert_array_equal(large[:, 1], bicubic(low_res, 8, 8, 17))
   np.testing.assert_array_equal(large[:, 2:5], samples)
   if with_originals:
     np.testing.assert_array_equal(large[:, 5], originals)
@@ -277,8 +281,10 @@ def test_reports_have_means_and_standard_errors(tmp_path):
   measures = {way: {'consistency': np.array(values)}
               for way, values in {'bicubic': [0.5, 1.5], 'temperature 1': [0.25, 0.25]}.items()}
   evaluation = Evaluation(np.array([64, 128]) * np.log(2), 64)
-  superres.write_report(epath.Path(tmp_path / 'report.json'), measures, evaluation, step=7)
-  report = json.loads((tmp_path / 'report.json').read_text())
+  model = make_model(*case((8, 8, 1, 17), query_block=(16,), memory_flange=(16,)))
+  run = Run(Config(), model, {}, 7, epath.Path(tmp_path))
+  reports.write_superres(run, 'report', measures, evaluation, for_tables=False, source='test')
+  report = json.loads((tmp_path / 'samples' / 'report.json').read_text())
   assert report['step'] == 7 and report['num_images'] == 2
   summary = report['bicubic']['consistency']
   assert summary == {'mean': 1.0, 'standard_error': pytest.approx(0.5), 'per_image': [0.5, 1.5]}

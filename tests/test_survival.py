@@ -15,11 +15,13 @@ import pytest
 from benchmarks.chaos import Chaos, outcome
 from helpers import leave_run
 from image_transformer import config as config_lib
-from image_transformer import metrics, runs, stopping
+from image_transformer import library, metrics, reports, runs, stopping
 from image_transformer.checkpoints import Checkpoints, saved_steps
 from image_transformer.errors import InputError, RunError
+from image_transformer.library import Run
 from image_transformer.optimizers import learning_rate
-from image_transformer.train import Trainer, init_state
+from image_transformer.state import init_state
+from image_transformer.training import Trainer
 
 # What Orbax leaves behind when a save or a load fails.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
@@ -57,9 +59,9 @@ def run(config, workdir, prepare=lambda trainer: None):
     setattr(trainer, name, shared.setdefault(name, getattr(trainer, name)))
   prepare(trainer)
   with runs.own(epath.Path(workdir), config):
-    evaluation = trainer.run()
-    metrics.write_results(epath.Path(workdir) / 'results.json', config, num_parameters=1,
-                          step=config.train.steps, num_train_images=1, evaluation=evaluation)
+    _, evaluation = trainer.run()
+    reports.write_evaluation(Run(config, trainer.model, {}, config.train.steps, epath.Path(workdir)), evaluation,
+                             config.eval.split)
 
 
 @pytest.fixture(scope='module')
@@ -97,7 +99,7 @@ def test_a_run_stopped_at_every_turn_loses_no_step(make_config, undisturbed, tmp
       places.add(_innermost(stopped.__cause__))
       assert steps[-1] == max(saved_steps(tmp_path / 'run'), default=0)
   assert steps == sorted(steps) and 0 in steps and 8 in steps
-  assert places == {'_train', 'evaluate', 'draw'}
+  assert places == {'_train', 'score', 'draw'}
   assert_same(outcome(tmp_path / 'run'), undisturbed)
 
 
@@ -185,7 +187,7 @@ def test_a_run_whose_every_checkpoint_is_damaged_is_not_begun_anew(make_config, 
   with pytest.raises(InputError, match='Every checkpoint in .*/checkpoints is damaged'):
     run(make_config(), tmp_path / 'run')
   with pytest.raises(InputError, match='Every checkpoint in .*/checkpoints is damaged'):
-    runs.load(tmp_path / 'run')
+    library.load(tmp_path / 'run')
   assert saved_steps(tmp_path / 'run') == [2, 4] and not list((tmp_path / 'run').glob('damaged*'))
 
 

@@ -7,8 +7,8 @@ import json
 from etils import epath
 import pytest
 
-from configs import paper
 from image_transformer import runs, tables
+from image_transformer.configs import paper
 from image_transformer.errors import InputError
 
 ENTRIES = paper.entries()
@@ -255,5 +255,5 @@ def test_a_damaged_file_is_named_in_one_line(leave, tmp_path, file, text):
 
 
 def test_only_a_folder_can_hold_runs(tmp_path):
-  with pytest.raises(InputError, match='--workdir must hold'):
+  with pytest.raises(InputError, match='the workdir must hold'):
     tables.collect(tmp_path / 'nowhere')

@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import pathlib
-import re
 
 from etils import epath
 import jax
@@ -16,9 +14,11 @@ from image_transformer import config as config_lib
 from image_transformer import data, devices, metrics, runs
 from image_transformer.checkpoints import Checkpoints
 from image_transformer.errors import InputError, RunError
+from image_transformer.library import load
 from image_transformer.model import make_model
 from image_transformer.optimizers import learning_rate, make_optimizer
-from image_transformer.train import Trainer, init_state, make_train_step, num_train_images
+from image_transformer.state import init_state
+from image_transformer.training import Trainer, make_train_step
 
 
 @pytest.fixture(scope='module')
@@ -52,7 +52,7 @@ def run(config, workdir):
   workdir = epath.Path(workdir)
   trainer = Trainer(config, workdir)
   runs.write_config(workdir, config)
-  return trainer.run()
+  return trainer.run()[1]
 
 
 def saved_state(config, workdir):
@@ -115,24 +115,16 @@ def test_training_learns_and_load_gives_the_model(make_config, tmp_path):
   evaluation = run(config, tmp_path / 'run')
   assert evaluation.num_images == 297
   assert evaluation.bits_per_dim < 3.2  # uniform: log2(17) = 4.09
-  loaded = runs.load(tmp_path / 'run')
+  loaded = load(tmp_path / 'run')
   assert loaded.step == 60 and loaded.config == config
   assert sorted(p.name for p in (tmp_path / 'run' / 'samples').iterdir()) == ['0000060.png']
-
-  # The Python way, as the README shows it.
-  readme = (pathlib.Path(__file__).parent.parent / 'README.md').read_text()
-  code = re.search(r'```python\n(.*?)```', readme, re.DOTALL)[1]
-  names = {}
-  exec(code.replace('runs/digits', str(tmp_path / 'run')), names)
-  assert names['images'].shape == (10, 8, 8, 1)
-  np.testing.assert_allclose(names['log_probs'], names['again'], rtol=1e-4)
 
 
 def test_ema_is_evaluated_where_asked_for(make_config, tmp_path):
   config = make_config(train={'steps': 4, 'eval_every': 0})
   run(config, tmp_path / 'run')
-  averaged = runs.load(tmp_path / 'run').variables
-  raw = runs.load(tmp_path / 'run', make_config(train={'steps': 4, 'eval_every': 0}, eval={'ema': False})).variables
+  averaged = load(tmp_path / 'run').variables
+  raw = load(tmp_path / 'run', make_config(train={'steps': 4, 'eval_every': 0}, eval={'ema': False})).variables
   state = saved_state(config, tmp_path / 'run')
   jax.tree.map(np.testing.assert_array_equal, averaged, {'params': state.ema_params})
   jax.tree.map(np.testing.assert_array_equal, raw, {'params': state.params})
@@ -142,15 +134,15 @@ def test_ema_is_evaluated_where_asked_for(make_config, tmp_path):
 def test_load_takes_the_mean_of_the_newest_checkpoints(make_config, tmp_path):
   states = leave_run(tmp_path, make_config(), steps=(2, 4, 10))
   for ema, number in itertools.product([True, False], [1, 2, 3]):
-    run = runs.load(tmp_path, make_config(eval={'ema': ema}), number)
+    run = load(tmp_path, make_config(eval={'ema': ema}), number)
     params = [state.ema_params if ema else state.params for state in states[-number:]]
     mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *params)
     assert run.step == 10
     jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7),
                  run.variables['params'], mean)
     assert {leaf.dtype for leaf in jax.tree.leaves(run.variables)} == {np.dtype('float32')}
-  with pytest.raises(InputError, match='--average_checkpoints is 4, but must be at most 3'):
-    runs.load(tmp_path, num_checkpoints=4)
+  with pytest.raises(InputError, match='num_checkpoints is 4, but must be at most 3'):
+    load(tmp_path, num_checkpoints=4)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(make_config, tmp_path):
@@ -225,7 +217,7 @@ def test_a_run_does_not_go_on_with_other_images(make_config, tmp_path, data_dir)
   """`num_train_images` in results.json is what the run was trained on, wherever it is evaluated."""
   config = make_config(train={'steps': 4, 'eval_every': 0})
   run(config, tmp_path / 'run')
-  assert num_train_images(tmp_path / 'run') == 1_500
+  assert runs.read_num_train_images(tmp_path / 'run') == 1_500
   (tmp_path / 'run' / 'data.json').write_text('{"num_train_images": 99}')
   with pytest.raises(InputError, match='holds 1500 images here, but .* 99'):
     Trainer(make_config(train={'steps': 8, 'eval_every': 0}), epath.Path(tmp_path / 'run'))

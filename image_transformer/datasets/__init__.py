@@ -1,7 +1,7 @@
 """The registry of datasets: what their images are, and who prepares them.
 
 To add one, write a TFDS builder that needs no TensorFlow (see `digits.py`) and
-give it an entry in `SOURCES`; its name is then a value of `--config.dataset`.
+give it an entry in `DATASETS`; its name is then a value of `--config.dataset`.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from image_transformer.datasets import celeba, cifar10, digits, folder, generate
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Dataset:
   """One dataset. The builder finds what is already prepared, or prepares it.
 
   Its examples hold `image`, and `label` where `spec.num_classes` is not 0.
@@ -29,35 +29,35 @@ class Source:
   note: Callable[[tfds.core.DatasetBuilder], str] = lambda builder: ''  # which data it is, where that is in doubt
 
 
-def stand_in(name: str, source: Source) -> Source:
-  """Returns generated images in the shape and splits of `source`."""
-  return Source(source.spec, generated.ImageTransformerGenerated, dict.fromkeys(source.sizes),
-                generated.settings(name, source.spec, source.sizes),
-                note=lambda builder: f'generated images in place of {name}, not a result')
+def stand_in(name: str, dataset: Dataset) -> Dataset:
+  """Returns generated images in the shape and splits of `dataset`."""
+  return Dataset(dataset.spec, generated.ImageTransformerGenerated, dict.fromkeys(dataset.sizes),
+                 generated.settings(name, dataset.spec, dataset.sizes),
+                 note=lambda builder: f'generated images in place of {name}, not a result')
 
 
-def _imagenet_old(size: int, config: Config) -> Source:
-  return Source(ImageSpec(size, size, 3), imagenet.DownsampledImagenet, imagenet.OLD_SIZES, f'{size}x{size}',
-                note=lambda builder: 'the original downsampled ImageNet (van den Oord et al., 2016), with 49,999 '
+def _imagenet_old(size: int, config: Config) -> Dataset:
+  return Dataset(ImageSpec(size, size, 3), imagenet.DownsampledImagenet, imagenet.OLD_SIZES, f'{size}x{size}',
+                 note=lambda builder: 'the original downsampled ImageNet (van den Oord et al., 2016), with 49,999 '
                                      f'validation images, as in the paper; {imagenet.NO_COMPARISON}')
 
 
-def _imagenet_new(size: int, config: Config) -> Source:
-  return Source(ImageSpec(size, size, 3, num_classes=1_000), imagenet.ImagenetResized, imagenet.NEW_SIZES,
-                f'{size}x{size}',
-                note=lambda builder: 'the new, anti-aliased downsampled ImageNet (Chrabaszcz et al., 2017), with '
+def _imagenet_new(size: int, config: Config) -> Dataset:
+  return Dataset(ImageSpec(size, size, 3, num_classes=1_000), imagenet.ImagenetResized, imagenet.NEW_SIZES,
+                 f'{size}x{size}',
+                 note=lambda builder: 'the new, anti-aliased downsampled ImageNet (Chrabaszcz et al., 2017), with '
                                      f"50,000 validation images, not the paper's; {imagenet.NO_COMPARISON}")
 
 
 # What a dataset is may depend on the configuration.
-SOURCES: dict[str, Callable[[Config], Source]] = {
-    'celeba': lambda config: Source(ImageSpec(32, 32, 3), celeba.ImageTransformerCeleba, celeba.SIZES,
-                                    stored=(celeba.CROP, celeba.CROP, 3)),
-    'cifar10': lambda config: Source(ImageSpec(32, 32, 3, num_classes=10), cifar10.Cifar10, cifar10.SIZES),
-    'digits': lambda config: Source(ImageSpec(8, 8, 1, levels=17, num_classes=10), digits.ImageTransformerDigits,
-                                    digits.SIZES),
-    'folder': lambda config: Source(folder.spec(config.folder), folder.ImageTransformerFolder,
-                                    dict.fromkeys(folder.SPLITS), folder.settings(config.folder), note=folder.note),
+DATASETS: dict[str, Callable[[Config], Dataset]] = {
+    'celeba': lambda config: Dataset(ImageSpec(32, 32, 3), celeba.ImageTransformerCeleba, celeba.SIZES,
+                                     stored=(celeba.CROP, celeba.CROP, 3)),
+    'cifar10': lambda config: Dataset(ImageSpec(32, 32, 3, num_classes=10), cifar10.Cifar10, cifar10.SIZES),
+    'digits': lambda config: Dataset(ImageSpec(8, 8, 1, levels=17, num_classes=10), digits.ImageTransformerDigits,
+                                     digits.SIZES),
+    'folder': lambda config: Dataset(folder.spec(config.folder), folder.ImageTransformerFolder,
+                                     dict.fromkeys(folder.SPLITS), folder.settings(config.folder), note=folder.note),
     'imagenet32_new': functools.partial(_imagenet_new, 32),
     'imagenet32_old': functools.partial(_imagenet_old, 32),
     'imagenet64_new': functools.partial(_imagenet_new, 64),

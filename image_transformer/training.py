@@ -1,54 +1,35 @@
 """Training: the per-device step, and the loop around it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import json
 import math
+import os
 import time
 from typing import Any
 
 from etils import epath
-from flax import struct
 import jax
 import jax.numpy as jnp
 import optax
 from tqdm import tqdm
 
-from image_transformer import data, devices, pictures, stopping, superres
+from image_transformer import data, devices, pictures, stopping
 from image_transformer.checkpoints import Checkpoints, saved_steps
-from image_transformer.config import Config, check, shown
+from image_transformer.conditions import default_given
+from image_transformer.config import Config, check, from_dict
 from image_transformer.errors import InputError, RunError
 from image_transformer.evaluate import make_evaluator
+from image_transformer.library import Run
 from image_transformer.metrics import Evaluation, MetricsLog, bits_per_dim, training_seconds
-from image_transformer.model import ImageTransformer, init_params, make_model
+from image_transformer.model import ImageTransformer, make_model
 from image_transformer.optimizers import learning_rate, make_optimizer, num_skipped
-from image_transformer.sampling import class_rows, make_sampler
+from image_transformer.reports import write_evaluation
+from image_transformer.runs import check_workdir, own, read_num_train_images, write_num_train_images
+from image_transformer.sampling import make_sampler
+from image_transformer.state import TrainState, init_state
 from image_transformer.workdir import survive, write_whole
-
-
-class TrainState(struct.PyTreeNode):
-  """All that a checkpoint holds; what else a step uses follows from the seed and `step`."""
-
-  step: jax.Array  # steps done
-  params: Any
-  ema_params: Any  # averaged parameters; None where there are none
-  opt_state: Any
-  # Sum and number of the losses since the last logged step, so that logs survive a restart.
-  window_loss: jax.Array
-  window_steps: jax.Array
-
-  def eval_params(self, ema: bool) -> Any:
-    return self.ema_params if ema and self.ema_params is not None else self.params
-
-
-def init_state(model: ImageTransformer, optimizer: optax.GradientTransformation, config: Config) -> TrainState:
-  """A state before the first step; parameters are drawn from `config.seed`."""
-  params = init_params(model, config.seed)
-  return TrainState(step=jnp.zeros((), jnp.int32), params=params,
-                    ema_params=jax.tree.map(jnp.copy, params) if config.train.ema_decay else None,
-                    opt_state=optimizer.init(params), window_loss=jnp.zeros(()),
-                    window_steps=jnp.zeros((), jnp.int32))
 
 
 def make_train_step(model: ImageTransformer, optimizer: optax.GradientTransformation,
@@ -62,9 +43,9 @@ def make_train_step(model: ImageTransformer, optimizer: optax.GradientTransforma
   """
   train = config.train
 
-  def loss_fn(params, batch, first_place, key):
+  def loss_fn(params, batch, first_index, key):
     given = {name: batch[name] for name in model.conditions}
-    log_prob = model.apply({'params': params}, batch['image'], given, True, first_place, rngs={'dropout': key},
+    log_prob = model.apply({'params': params}, batch['image'], given, True, first_index, rngs={'dropout': key},
                            method='log_prob')
     return -log_prob.mean() / model.spec.num_dims
 
@@ -105,21 +86,6 @@ def _due(step: int, every: int) -> bool:
   return every > 0 and step % every == 0
 
 
-def num_train_images(workdir: epath.Path) -> int | None:
-  """How many images a run is trained on, as `data.json` in its workdir says; None where there is no such file."""
-  path = workdir / 'data.json'
-  if not path.exists():
-    return None
-  try:
-    number = json.loads(path.read_text())['num_train_images']
-    if type(number) is not int:
-      raise TypeError(f'num_train_images is {shown(number)}')
-  except (ValueError, KeyError, TypeError, RecursionError) as error:
-    raise InputError(f'{path} is damaged ({type(error).__name__}: {error}); put back {{"num_train_images": N}}, or '
-                     'choose another --workdir.') from error
-  return number
-
-
 def check_config(config: Config) -> ImageTransformer:
   """Checks all that can be checked without the data, and returns the model.
 
@@ -136,7 +102,7 @@ def check_config(config: Config) -> ImageTransformer:
 
 
 class Trainer:
-  """One training run in a workdir, going on from its newest checkpoint.
+  """One training run in a workdir, resumed from its newest checkpoint.
 
   Raises InputError, before anything is compiled, if the configuration does not fit the
   data or the devices.
@@ -154,20 +120,23 @@ class Trainer:
     check(config.eval.num_images <= len(self.eval_source), 'eval.num_images', config.eval.num_images,
           f'at most {len(self.eval_source)}, what {config.eval.split} holds')
     self._num_eval_images = min(config.eval.num_images_during_training, len(self.eval_source)) or len(self.eval_source)
-    trained_on, here = num_train_images(workdir), len(self.train_source)
+    trained_on, here = read_num_train_images(workdir), len(self.train_source)
     if step is not None and trained_on not in (None, here):
       raise InputError(f'{config.dataset} {config.train.split} holds {here} images here, but the run in {workdir} was '
-                       f'trained on {trained_on}: give the data_dir that it began with, or another --workdir.')
+                       f'trained on {trained_on}: give the data_dir that it began with, or another workdir.')
     self._optimizer = make_optimizer(config.optimizer, config.train.steps)
     self._rate = learning_rate(config.optimizer, config.train.steps)
     self._step = devices.pmap(make_train_step(self.model, self._optimizer, config), donate_argnums=0)
     self._evaluate = make_evaluator(self.model, config.eval.batch_size)
     self._draw = make_sampler(self.model, config.sample.batch_size)
 
-  def run(self) -> Evaluation:
+  def run(self) -> tuple[Any, Evaluation]:
     """Trains to `config.train.steps`, then draws samples and evaluates in full.
 
     Writes checkpoints, metrics.jsonl, TensorBoard events and samples/*.png.
+
+    Returns:
+      The parameters that were evaluated, on the host, and the evaluation.
 
     Raises:
       stopping.Stopped: if the process is asked to stop; the last step is saved.
@@ -179,8 +148,8 @@ class Trainer:
              saved_steps(self.workdir))
     if not devices.same_everywhere(repr(facts)):
       raise InputError('The processes have different configurations, images or checkpoints: give all of them the same '
-                       f'command, the same data and one --workdir that they share ({self.workdir} here).')
-    write_whole(self.workdir / 'data.json', json.dumps({'num_train_images': len(self.train_source)}) + '\n')
+                       f'command, the same data and one workdir that they share ({self.workdir} here).')
+    write_num_train_images(self.workdir, len(self.train_source))
     with Checkpoints(self.workdir, train.keep_checkpoints, train.checkpoint_every) as self._checkpoints:
       new_state = functools.partial(init_state, self.model, self._optimizer, self.config)
       state = next(self._checkpoints.restore(jax.eval_shape(new_state)), None)
@@ -227,7 +196,7 @@ class Trainer:
       self._log_samples(step, state)
       evaluation = self._log_evaluation(step, state, self.config.eval.num_images)
       self._checkpoints.save_surely(step, devices.unreplicate(state))
-      return evaluation
+      return jax.device_get(devices.unreplicate(state.eval_params(self.config.eval.ema))), evaluation
     except stopping.Stopped as stopped:
       if pending:
         self._log_step(*pending)
@@ -235,8 +204,8 @@ class Trainer:
       if step > 0:
         self._checkpoints.save_surely(step, devices.unreplicate(state))
       saved = ', which is saved' if step else ''
-      raise stopping.Stopped(f'Stopped after step {step} of {train.steps}{saved}. The same command goes on from '
-                             'there.') from stopped
+      raise stopping.Stopped(f'Stopped after step {step} of {train.steps}{saved}. The same command resumes '
+                             'from there.') from stopped
 
   def _is_due(self, step):
     """Whether to evaluate, and whether to draw samples; at the end, both come anyway."""
@@ -282,7 +251,7 @@ class Trainer:
       steps = self._checkpoints.steps
       kept = f'the checkpoint of step {steps[-1]} is kept' if steps else 'no checkpoint was saved yet'
       raise RunError(f'Step {step}: the loss is {metrics["loss"]} and the gradient norm {metrics["grad_norm"]}. '
-                     f'Stopped; {kept}. In a new --workdir, lower optimizer.learning_rate or set optimizer.clip_norm '
+                     f'Stopped; {kept}. In a new workdir, lower optimizer.learning_rate or set optimizer.clip_norm '
                      'or optimizer.skip_non_finite.')
     self._progress.update(step - self._progress.n)
     if _due(step, self.config.train.log_every) or step == self.config.train.steps:
@@ -304,17 +273,55 @@ class Trainer:
 
   def _log_samples(self, step, state):
     """The same seed every time, and the same inputs, so that one can watch the model learn."""
-    sample, levels = self.config.sample, self.model.spec.levels
+    model, number = self.model, self.config.sample.num_images
     draw = functools.partial(self._draw, state.eval_params(self.config.eval.ema), self.config.seed)
-    if 'low_res' in self.model.conditions:
-      number = min(sample.num_images, len(self.eval_source))
-      inputs = next(data.eval_batches(self.eval_source, batch_size=number, num_images=number))
-      images, _ = draw(number, {name: inputs[name] for name in self.model.conditions}, sample.temperature)
-      picture = superres.strips(inputs['low_res'], images[:, None], inputs['image'], levels)
-    else:
-      given, columns = class_rows(self.model, sample.num_images)
-      images, _ = draw(sample.num_images, given, sample.temperature)
-      picture = pictures.grid(images, levels, columns)
+    given, columns = default_given(model.conditions, number)
+    if given.keys() == model.conditions.keys():
+      images, _ = draw(number, given, self.config.sample.temperature)
+      picture = pictures.grid(images, model.spec.levels, columns)
+    else:  # of images that are there
+      number = min(number, len(self.eval_source))
+      inputs = data.first_examples(self.eval_source, number)
+      given = {name: inputs[name] for name in model.conditions}
+      images, _ = draw(number, given, self.config.sample.temperature)
+      picture = pictures.samples_of(model, given, images[:, None], inputs['image'])
     with survive(f'Writing {self._picture(step)}'):
       write_whole(self._picture(step), pictures.png(picture))
     self._log.write_picture(step, 'samples', picture)
+
+
+def train(config: Config | Mapping[str, Any], workdir: os.PathLike | str) -> Run:
+  """Trains a model, or resumes its training, and evaluates it; the workdir then holds a run like any other.
+
+  Args:
+    config: of the run; or nested dictionaries, as `config.from_dict` takes them.
+    workdir: the folder of the run, which is made if need be.
+
+  Returns:
+    The trained model. What it measured is in `results.json`.
+
+  Raises:
+    InputError: if the configuration does not fit the data, the devices or the run in the workdir.
+    RunError, stopping.Stopped: as `Trainer.run`; the same call resumes.
+  """
+  asked_for = config if isinstance(config, Config) else from_dict(dict(config))
+  folder = epath.Path(workdir)
+  # Before data are prepared.
+  check_config(asked_for)
+  if jax.process_count() == 1:  # another process may have begun to write there already
+    check_workdir(folder)
+  config = data.with_stand_in(asked_for)
+  if config.dataset != asked_for.dataset:
+    print(f'{asked_for.dataset} is not available: training on generated images. This is not a result.')
+  trainer = Trainer(config, folder)
+  if data.note(config):
+    print(data.note(config))
+  with own(folder, config):
+    params, evaluation = trainer.run()
+    run = Run(config, trainer.model, {'params': params}, config.train.steps, folder)
+    try:
+      write_evaluation(run, evaluation, config.eval.split)
+    except OSError as error:
+      raise RunError(f'The results could not be written ({error}). Make room, then give the same command again.') \
+          from error
+  return run

@@ -1,0 +1,26 @@
+"""Starts the command: answers signals and sets up the process before anything large is imported."""
+
+import os
+import signal
+import sys
+
+
+def _stop_before_all(*_):
+  os.write(2, b'Stopped before anything was done. The same command starts over.\n')
+  os._exit(75)
+
+
+def main() -> None:
+  """Runs the command and exits."""
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, _stop_before_all)
+  from image_transformer import process
+  process.set_up()
+  from image_transformer import cli, stopping
+  exit_code = cli.main(sys.argv)
+  stopping.stop_listening()
+  sys.exit(exit_code)
+
+
+if __name__ == '__main__':
+  main()

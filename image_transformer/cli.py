@@ -1,0 +1,236 @@
+"""Trains, evaluates and samples Image Transformers.
+
+  python main.py --config=configs/cifar10_2d.py [--workdir=DIR] [--config.FIELD=VALUE ...]
+  python main.py --mode=eval --workdir=DIR
+  python main.py --mode=sample --workdir=DIR --num_samples=100 --temperature=0.9
+  python main.py --mode=complete --workdir=DIR --input=FILE_OR_FOLDER --keep=16
+  python main.py --mode=superres --workdir=DIR --input=FILE_OR_FOLDER --temperature=1.0,0.9,0.8
+  python main.py --mode=picture --workdir=DIR --kind=attention --position=16,16
+  python main.py --mode=table --workdir=runs
+
+Once installed, `image-transformer` is the same program, and takes the configurations that come with it by name
+(--config=cifar10_2d:smoke). The same command resumes a run in a workdir that exists. SIGTERM or SIGINT (Ctrl-C)
+stops the program after the current step, with exit code 75; 0 means that it is finished. Later modes read the
+run's configuration from its workdir; --config given as well must be the same run's, and wins in fields that do
+not define the run. Bad input is reported in one line, with exit code 2.
+"""
+
+import logging
+import os
+import re
+import sys
+
+from absl import flags
+from etils import epath
+import jax
+from ml_collections import config_flags
+
+from image_transformer import config as config_lib
+from image_transformer import data, devices, experiments, reports, runs, stopping, tables, tasks
+from image_transformer.config import check
+from image_transformer.configs import paper
+from image_transformer.errors import InputError, RunError, last_line
+from image_transformer.library import Run, load
+from image_transformer.training import train
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, such as configs/digits.py or its :smoke.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run. Default: runs/<name of the configuration>.')
+_MODE = flags.DEFINE_string('mode', 'train', 'train, eval, sample, complete, superres, picture or table.')
+_AVERAGE = flags.DEFINE_integer('average_checkpoints', 1, 'Use the mean of the parameters of the newest N checkpoints.')
+_NUM_SAMPLES = flags.DEFINE_integer('num_samples', None, 'How many images; of each input, where there are inputs. '
+                                    'Default: sample.num_images; 4 of each input.')
+_TEMPERATURE = flags.DEFINE_list('temperature', None, 'One, or several separated by commas. Default: '
+                                 'sample.temperature.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Of the images drawn.')
+_NPZ = flags.DEFINE_bool('npz', False, 'Also write all arrays as .npz.')
+_INPUT = flags.DEFINE_string('input', None, 'An image or a folder of them. Default: the images of eval.split.')
+_NUM_INPUTS = flags.DEFINE_integer('num_inputs', 8, 'How many inputs, the first ones; 0: all.')
+_KEEP = flags.DEFINE_integer('keep', None, 'How many rows of each input are given.')
+_KIND = flags.DEFINE_string('kind', 'attention', 'Of picture: attention (what a position used), memory (what it may '
+                            'see), bits (what pixels cost) or curves (bits/dim by step).')
+_POSITION = flags.DEFINE_list('position', None, 'ROW,COLUMN of the pixel that looks. Default: the middle.')
+_CSV = flags.DEFINE_bool('csv', False, 'CSV instead of Markdown.')
+_DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'This is one of several processes; a TPU pod, SLURM or Open MPI '
+                                 'says which one.')
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'The same by hand: HOST:PORT of process 0.')
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --coordinator: how many processes there are.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator: which one this is, from 0.')
+_CONDITIONS = [flags.DEFINE_list(name, None, text) for name, text in tasks.FLAGS.items()]
+
+# Which flags a mode, or a kind of picture, reads, besides --workdir and those of several processes.
+_TYPED = list(tasks.FLAGS)
+_FLAGS = {'train': ['config'], 'eval': ['config', 'average_checkpoints'], 'table': ['csv']}
+_FLAGS['sample'] = [*_FLAGS['eval'], 'num_samples', 'temperature', *_TYPED, 'seed', 'npz']
+_FLAGS['superres'] = [*_FLAGS['sample'], 'input', 'num_inputs']
+_FLAGS['complete'] = [*_FLAGS['superres'], 'keep']
+_FLAGS['picture --kind=attention'] = [*_FLAGS['eval'], 'kind', *_TYPED, 'input', 'position']
+_FLAGS['picture --kind=memory'] = ['config', 'kind', 'position']
+_FLAGS['picture --kind=bits'] = [*_FLAGS['eval'], 'kind', *_TYPED, 'input', 'num_inputs']
+_FLAGS['picture --kind=curves'] = ['kind']
+_AS_FLAG = {'rows': '--keep', 'num_checkpoints': '--average_checkpoints', **{name: f'--{name}' for name in (
+    'mode', 'position', 'num_inputs', 'input', 'temperature', *_TYPED)}}
+
+
+
+def _train() -> None:
+  train(_given_config() or runs.read_config(_workdir()), _workdir())
+
+
+def _eval() -> None:
+  run = _load()
+  reports.write_evaluation(run, run.evaluate(), run.config.eval.split)
+
+
+def _complete() -> None:
+  if _KEEP.value is None:
+    raise InputError('--keep is None, but must be the number of rows that are given.')
+  _task().complete(_KEEP.value)
+
+
+def _picture() -> None:
+  words = _POSITION.value
+  check(words is None or len(words) == 2 and all(re.fullmatch(r'\d{1,9}', word) for word in words), 'position',
+        ','.join(words or ()), 'ROW,COLUMN')
+  position = (int(words[0]), int(words[1])) if words else None
+  if _KIND.value == 'curves':
+    tasks.show_curves(_workdir())
+  elif _KIND.value == 'memory':
+    tasks.show_memory(_given_config() or runs.read_config(_workdir()), _workdir(), position)
+  else:
+    _task().show(_KIND.value, position)
+
+
+def _table() -> None:
+  found = tables.collect(_workdir() if _WORKDIR.value else epath.Path('runs'))
+  print(tables.render(paper.entries(), found, as_csv=_CSV.value))
+
+
+_MODES = {'train': _train, 'eval': _eval, 'sample': lambda: _task().sample(), 'complete': _complete,
+          'superres': lambda: _task().enlarge(), 'picture': _picture, 'table': _table}
+
+
+def _load() -> Run:
+  check(0 < _AVERAGE.value < 2**31, 'num_checkpoints', _AVERAGE.value, 'in 1..2^31-1')
+  runs.read_config(_workdir())  # before data are prepared
+  runs.read_num_train_images(_workdir())  # so that a damaged file does not cost what comes now
+  config = _given_config()
+  run = load(_workdir(), config and data.with_stand_in(config), _AVERAGE.value)
+  if _MODE.value in ('eval', 'superres') and data.note(run.config):
+    print(data.note(run.config))
+  return run
+
+
+def _task() -> tasks.Task:
+  words = _TEMPERATURE.value
+  good = words is None or words and all(re.fullmatch(r'(\d+\.?\d*|\.\d+)(e[+-]?\d+)?', word) and
+                                        config_lib.positive_float(float(word)) for word in words)
+  check(good, 'temperature', ','.join(words or ()), 'one or more positive numbers, separated by commas')
+  check(0 <= _SEED.value < 2**32, '--seed', _SEED.value, 'in 0..2^32-1')
+  check(_NUM_SAMPLES.value is None or 0 < _NUM_SAMPLES.value <= 10**6, '--num_samples', _NUM_SAMPLES.value,
+        'in 1..1000000')
+  check(_NUM_INPUTS.value >= 0, 'num_inputs', _NUM_INPUTS.value, '0 (all) or positive')
+  check(_INPUT.value != '', 'input', '', 'a file or a folder')
+  typed = {flag.name: flag.value for flag in _CONDITIONS if flag.value is not None}
+  return tasks.Task(_load(), typed, _INPUT.value, _NUM_INPUTS.value, _NUM_SAMPLES.value, [*map(float, words or ())],
+                    _SEED.value, _NPZ.value)
+
+
+def _given_config() -> config_lib.Config | None:
+  return config_lib.from_dict(_CONFIG.value.to_dict()) if _CONFIG.value is not None else None
+
+
+def _workdir() -> epath.Path:
+  if _WORKDIR.value:
+    check(not _WORKDIR.value.startswith('-'), '--workdir', _WORKDIR.value, 'a folder, not the next flag')
+    check('\0' not in _WORKDIR.value, '--workdir', _WORKDIR.value, 'without null characters')
+    path = epath.Path(_WORKDIR.value).expanduser()
+    check(not str(path).startswith('~'), '--workdir', _WORKDIR.value, 'a path whose user exists')
+    try:
+      path.exists()
+    except ImportError as error:
+      raise InputError(f'--workdir={path} needs another package ({last_line(error)}): pip install '
+                       "'image_transformer[gcs]' (s3fs for s3://).") from error
+    return path
+  if _CONFIG.value is None:
+    raise InputError('Nothing to do: give --config=configs/NAME.py, or --workdir=DIR of a run.')
+  name, _, variant = os.path.basename(config_flags.get_config_filename(flags.FLAGS['config'])).partition(':')
+  return epath.Path('runs') / '_'.join([name.removesuffix('.py'), *filter(None, variant.split(','))])
+
+
+def _parse(argv: list[str]) -> None:
+  """Reads flags; a configuration may be given by its name.
+
+  Raises:
+    InputError: for whatever is wrong with them.
+  """
+  for i, (before, word) in enumerate(zip(argv, argv[1:]), 1):
+    field = re.match(r'--?config\.([\w.]+)', word)
+    if field and field[1] not in config_lib.fields():
+      raise config_lib.unknown_field(field[1])
+    named = re.fullmatch(r'(--?config=)?([\w-]+)(:.*)?', word)
+    if named and (named[1] or before in ('--config', '-config')) and not os.path.exists(named[2]):
+      argv = [*argv[:i], f'{named[1] or ""}{experiments.find(named[2])}{named[3] or ""}', *argv[i + 1:]]
+  try:
+    rest = flags.FLAGS(argv)
+    # A file that could not be loaded shows only on use.
+    check(_CONFIG.value is None or hasattr(_CONFIG.value, 'to_dict'), '--config', _CONFIG.value,
+          'a file whose get_config() returns a ConfigDict')
+  except InputError:
+    raise
+  except flags.UnrecognizedFlagError as error:
+    hint = '; it needs --config=configs/NAME.py before it' if error.flagname.startswith('config.') else ''
+    raise InputError(last_line(error) + hint) from error
+  # Besides absl's own errors, ml_collections lets those of a missing or broken configuration
+  # file and of a mistyped field through.
+  except (flags.Error, OSError, ImportError, AttributeError, KeyError, TypeError, ValueError) as error:
+    raise InputError(last_line(error)) from error
+  except Exception as error:  # the file is a program, and can raise anything
+    raise InputError(f'The file of --config is not a configuration: {type(error).__name__}: {error}') from error
+  if rest[1:]:
+    raise InputError(f'Unexpected argument {rest[1]!r}; flags begin with --.')
+  check(_MODE.value in _MODES, 'mode', _MODE.value, f'one of {", ".join(_MODES)}')
+  task = f'picture --kind={_KIND.value}' if _MODE.value == 'picture' else _MODE.value
+  check(task in _FLAGS, '--kind', _KIND.value, 'attention, memory, bits or curves')
+  for name in {name for names in _FLAGS.values() for name in names}.difference(_FLAGS[task]):
+    if flags.FLAGS[name].present:
+      readers = ', '.join(reader for reader, names in _FLAGS.items() if name in names)
+      raise InputError(f'--{name} means nothing to --mode={task}; leave it out. It is for: {readers}.')
+
+
+def main(argv: list[str]) -> int:
+  """Runs the program; returns its exit code."""
+  if {'--help', '-help', '-h', '--helpfull'} & set(argv[1:]):
+    print(__doc__ + '\nFlags:\n')
+    for flag in flags.FLAGS.get_flags_for_module(__name__):
+      print(f'  --{flag.name}: {flag.help} [{flag.default}]')
+    return 0
+  stopping.listen()
+  # Libraries print tracebacks of what is reported here in one line, such as a checkpoint that could not be saved.
+  logging.disable(logging.ERROR)
+  sys.unraisablehook = lambda unraisable: None
+  try:
+    _parse(argv)
+    if devices.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value):
+      stopping.tell_others()
+      if not devices.is_first():  # which speaks for all
+        sys.stdout = open(os.devnull, 'w')
+    _MODES[_MODE.value]()
+  except (InputError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
+    # What the library calls a parameter, the user knows as a flag.
+    return _end(re.sub(r'^(\w+)(?= is )', lambda name: _AS_FLAG.get(name[1], name[1]), str(error)), 2)
+  except RunError as error:
+    return _end(error, 1)
+  except (MemoryError, jax.errors.JaxRuntimeError) as error:
+    if not isinstance(error, MemoryError) and 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    return _end('There is not enough memory. Raise train.accumulation, or lower train.batch_size, eval.batch_size or '
+                'sample.batch_size, or set model.remat=True or model.dtype=bfloat16.', 1)
+  except stopping.Stopped as stopped:
+    print(stopped, file=sys.stderr)
+    return stopping.EXIT_CODE
+  return 0
+
+
+def _end(error: object, exit_code: int) -> int:
+  print(f'Error: {error}', file=sys.stderr)
+  return exit_code

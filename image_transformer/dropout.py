@@ -1,0 +1,48 @@
+"""Dropout whose masks belong to images, so that they are the same on however many devices, and in however many parts,
+a batch is computed."""
+
+from typing import NamedTuple
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Drops(NamedTuple):
+  """What decides which numbers are dropped."""
+
+  rate: float
+  keys_B: jax.Array  # one random key for each image
+
+
+def drop(x: jax.Array, drops: Drops | None) -> jax.Array:
+  """Sets a share of x [B, ...] to zero and scales up the rest; None: nothing is dropped."""
+  if drops is None:
+    return x
+  # 16 random bits decide, two decisions to a word: drawing the bits is what dropout takes its time for. So the rate
+  # is rounded to a multiple of 2^-16, here and in the scale.
+  threshold = min(round(drops.rate * 2**16), 2**16 - 1)
+  size = x[0].size
+
+  def keep(key):
+    words = jax.random.bits(key, (-(-size // 2),), jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[:size]
+    return bits.reshape(x.shape[1:]) >= threshold
+
+  return jnp.where(jax.vmap(keep)(drops.keys_B), x / (1 - threshold / 2**16), 0)
+
+
+class Dropout(nn.Module):
+  """Draws from the random key 'dropout'."""
+
+  rate: float
+
+  def drops(self, batch_index_B: jax.Array | None) -> Drops | None:
+    """What to drop of the images at these indices of the whole batch; None: nothing is dropped."""
+    if batch_index_B is None or not self.rate:
+      return None
+    return Drops(self.rate, jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng('dropout'), batch_index_B))
+
+  def __call__(self, x: jax.Array, batch_index_B: jax.Array | None) -> jax.Array:
+    """x [B, ...] -> x [B, ...]."""
+    return drop(x, self.drops(batch_index_B))

@@ -1,0 +1,164 @@
+"""A trained model as one uses it from Python: NumPy in, NumPy out.
+
+Images go through in batches, on all devices; what an image is conditioned on is given by name
+(`label=`, `low_res=`), a value for each image or, of labels, one for all. Everything that does not fit the model
+raises `InputError`.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import os
+from typing import Any
+
+from etils import epath
+import numpy as np
+
+from image_transformer import data, devices, process
+from image_transformer.conditions import default_given
+from image_transformer.config import Config, check
+from image_transformer.door import check_given, check_images
+from image_transformer.evaluate import make_evaluator, make_scorer
+from image_transformer.metrics import Evaluation, bits_per_dim
+from image_transformer.model import ImageTransformer, make_model
+from image_transformer.runs import check_same_run, load_params, read_config
+from image_transformer.sampling import check_number, make_sampler, positions_in_rows
+
+process.hush_libraries()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+  """A trained model, from `load` or `train`.
+
+  Images are integers [N, H, W, C] in 0..levels-1, as `model.spec` says; `model.conditions` names what they are
+  conditioned on. A seed and the number of an image determine what is drawn.
+  """
+
+  config: Config
+  model: ImageTransformer
+  variables: dict[str, Any]  # {'params': ...}, averaged where `config.eval.ema` and there are any
+  step: int  # after how many steps of training
+  workdir: epath.Path
+  num_checkpoints: int = 1  # of how many checkpoints the parameters are the mean
+
+  @functools.cached_property
+  def _params(self):
+    return devices.replicate(self.variables['params'])
+
+  def log_prob(self, images: Any, **given: Any) -> np.ndarray:
+    """Log-probabilities of images: nats, float64 [N]."""
+    return self._score('log_prob', images, given)
+
+  def pixel_log_probs(self, images: Any, **given: Any) -> np.ndarray:
+    """Of which `log_prob` is the sum: nats, float64 [N, H, W, positions of a pixel]."""
+    return self._score('pixel_log_probs', images, given)
+
+  def bits_per_dim(self, images: Any, **given: Any) -> np.ndarray:
+    """Bits per intensity of each image, float64 [N]."""
+    return bits_per_dim(-self.log_prob(images, **given), self.model.spec.num_dims)
+
+  def _score(self, method, images, given):
+    arrays = {'image': np.asarray(check_images(images, self.model.spec))}
+    number = len(arrays['image'])
+    arrays |= self._given(given, number)
+    examples = [{name: values[i] for name, values in arrays.items()} for i in range(number)]
+    # Of a few images, not a whole batch; of however few, only so many programs.
+    batch_size = min(self.config.eval.batch_size, 1 << (number - 1).bit_length())
+    return make_scorer(self.model, batch_size, method)(self._params, examples)
+
+  def evaluate_images(self, images: Any, **given: Any) -> Evaluation:
+    """Exact bits/dim over images, with its standard error."""
+    return Evaluation(-self.log_prob(images, **given), self.model.spec.num_dims)
+
+  def evaluate(self, split: str = '', num_images: int | None = None) -> Evaluation:
+    """Exact bits/dim of a split of the dataset, with its standard error.
+
+    Args:
+      split: a TFDS split expression, such as 'train[:90%]'; '': `config.eval.split`.
+      num_images: the first so many, 0: all; None: `config.eval.num_images`.
+    """
+    source = data.open_split(self.config, split or self.config.eval.split)
+    number = self.config.eval.num_images if num_images is None else num_images
+    check(isinstance(number, int) and number >= 0, 'num_images', number, '0 (all) or a positive integer')
+    return make_evaluator(self.model, self.config.eval.batch_size)(self._params, source, number)
+
+  def examples(self, num_images: int, split: str = '') -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The first images of a split (see `evaluate`), uint8 [num_images, H, W, C], and what they are conditioned on."""
+    source = data.open_split(self.config, split or self.config.eval.split)
+    check(isinstance(num_images, int) and 0 < num_images <= len(source), 'num_images', num_images,
+          f'in 1..{len(source)}, what the split holds')
+    batch = data.first_examples(source, num_images)
+    return batch['image'], {name: batch[name] for name in self.model.conditions}
+
+  def sample(self, num_images: int, temperature: float | None = None, seed: int = 0, **given: Any) -> np.ndarray:
+    """Draws images: uint8 [num_images, H, W, C].
+
+    Args:
+      num_images: how many.
+      temperature: 1 samples from the model, less is safer and duller; None: `config.sample.temperature`.
+      seed: in 0..2^32-1.
+      given: the conditions. Of classes that are not given, there are equally many.
+    """
+    check_number(num_images)
+    default, _ = default_given(self.model.conditions, num_images)
+    return self.draw(num_images, default | given, temperature, seed)[0]
+
+  def complete(self, images: Any, rows: int, temperature: float | None = None, seed: int = 0,
+               **given: Any) -> np.ndarray:
+    """Keeps the first rows of images [N, H, W, C] and draws the rest: uint8 [N, H, W, C]; see `sample`."""
+    images = check_images(images, self.model.spec)
+    return self.draw(len(images), given, temperature, seed, images, rows)[0]
+
+  def enlarge(self, low_res: Any, temperature: float | None = None, seed: int = 0, **given: Any) -> np.ndarray:
+    """Draws images [N, H, W, C] of small ones [N, H / upscale, W / upscale, C] (super-resolution); see `sample`."""
+    check('low_res' in self.model.conditions, 'model.upscale', self.config.model.upscale,
+          'at least 2 for a model that enlarges images')
+    low_res = check_given({'low_res': low_res}, {'low_res': self.model.conditions['low_res']})['low_res']
+    return self.draw(len(low_res), {'low_res': low_res, **given}, temperature, seed)[0]
+
+  def draw(self, num_images: int, given: Mapping[str, Any], temperature: float | None = None, seed: int = 0,
+           images: Any = None, rows: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Draws as `sample`, `complete` and `enlarge` do.
+
+    Returns:
+      uint8 [num_images, H, W, C], and their log-probabilities [num_images] in nats, float32, given the rows that
+      were kept. They are the model's own, that is at temperature 1, whatever the temperature of the draw.
+    """
+    check_number(num_images)
+    num_kept = positions_in_rows(self.model, rows) if images is not None else 0
+    draw = make_sampler(self.model, self.config.sample.batch_size, num_kept)
+    return draw(self._params, seed, num_images, self._given(given, num_images),
+                self.config.sample.temperature if temperature is None else temperature, images)
+
+  def _given(self, given, num_images):
+    """One label stands for as many as there are images."""
+    given = {name: np.full(num_images, value) if np.ndim(value) == 0 and self._is_number(name) else value
+             for name, value in given.items()}
+    return {name: np.asarray(values)
+            for name, values in check_given(given, self.model.conditions, num_images).items()}
+
+  def _is_number(self, name):
+    return name in self.model.conditions and not self.model.conditions[name].shape
+
+
+def load(workdir: os.PathLike | str, config: Config | None = None, num_checkpoints: int = 1) -> Run:
+  """Loads a run.
+
+  Args:
+    workdir: its folder.
+    config: its configuration, where fields that do not define the run (such as
+      `data_dir` or `eval`) are to differ from the saved one.
+    num_checkpoints: over how many checkpoints, the newest, parameters are averaged.
+
+  Raises:
+    InputError: if there is no run, there are too few checkpoints, or `config` is another run's.
+  """
+  folder = epath.Path(workdir)
+  saved = read_config(folder)
+  if config is not None:
+    check_same_run(folder, saved, config)
+  config = config or saved
+  model = make_model(config.model, data.image_spec(config))
+  params, step = load_params(folder, config, model, num_checkpoints)
+  return Run(config, model, {'params': params}, step, folder, num_checkpoints)

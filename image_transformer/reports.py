@@ -1,0 +1,195 @@
+"""Reports of a run: what results and pictures are called, how they are written, and how they are read again."""
+
+from collections.abc import Mapping, Sequence
+import contextlib
+import io
+import json
+import re
+from typing import Any
+import zlib
+
+from etils import epath
+import numpy as np
+
+from image_transformer import pictures
+from image_transformer.config import shown
+from image_transformer.library import Run
+from image_transformer.metrics import (
+  Evaluation,
+  bits_per_dim,
+  environment,
+  standard_error,
+  training_seconds,
+  write_picture,
+)
+from image_transformer.model import num_parameters
+from image_transformer.runs import read_config, read_num_train_images
+from image_transformer.workdir import parse_json, read_json, write_whole
+
+_NEEDED = {'bits_per_dim': float, 'standard_error': float | None, 'split': str, 'num_images': int,
+           'num_train_images': int | None, 'step': int, 'num_parameters': int, 'seed': int, 'num_devices': int,
+           'device_kind': str, 'training_seconds': float | int, 'commit': str | None}
+_NEEDED_OF_SAMPLES = {'source': str, 'num_images': int, 'num_samples': int, 'step': int, 'commit': str | None,
+                      'bicubic': dict}
+MEASURES = 'consistency', 'psnr', 'ssim'  # of enlarged images
+_TEMPERATURE = 'temperature '
+
+
+def way(temperature: float) -> str:
+  """How a report calls images drawn at a temperature."""
+  return f'{_TEMPERATURE}{temperature:g}'
+
+
+def ways(report: Mapping[str, Any]) -> list[str]:
+  """In which ways the images of a report were enlarged."""
+  return [name for name in report if name == 'bicubic' or name.startswith(_TEMPERATURE)]
+
+
+def write_evaluation(run: Run, evaluation: Evaluation, split: str) -> None:
+  """Writes `results.json`: the exact bits/dim of a run on a split, and all that is needed to read the number.
+
+  What is measured on another split than the run's own, or of averaged checkpoints, has a file of its own, and so
+  has what is measured on fewer images than the file says already.
+  """
+  other = '' if split == read_config(run.workdir).eval.split else split
+  path = run.workdir / ('_'.join(filter(None, ['results', _average(run), other])) + '.json')
+  if _is_fuller(path, run, evaluation.num_images):
+    path = path.with_name(f'{path.stem}_first{evaluation.num_images}.json')
+  results = {
+      'dataset': run.config.dataset,
+      'split': split,
+      **evaluation.as_dict(),
+      'num_train_images': read_num_train_images(run.workdir),
+      'ema': run.config.eval.ema and run.config.train.ema_decay > 0,
+      'step': run.step,
+      'num_checkpoints': run.num_checkpoints,
+      'seed': run.config.seed,
+      'num_parameters': num_parameters(run.model),
+      'training_seconds': training_seconds(run.workdir),
+      **environment(),
+  }
+  write_whole(path, json.dumps(results, indent=2) + '\n')
+  print(f'{evaluation} of {run.config.dataset} {split}, step {run.step}. In {run.workdir}: {path.name}')
+
+
+def write_superres(run: Run, name: str, measures: Mapping[str, Mapping[str, np.ndarray]],
+                   evaluation: Evaluation | None, for_tables: bool, **about: Any) -> None:
+  """Writes what enlarged images are worth, averaged with standard errors over images and per image.
+
+  Args:
+    run: which enlarged them.
+    name: of the file.
+    measures: as `superres.measure` returns them, by way.
+    evaluation: of the originals, where there are any.
+    for_tables: whether this is what tables show, and so is to be `superres.json`, unless that says more already.
+    about: what else the report says, `source` and `num_samples` among it.
+  """
+
+  def summary(values):
+    return {'mean': float(values.mean()), 'standard_error': standard_error(values), 'per_image': values.tolist()}
+
+  num_images = len(measures['bicubic']['consistency'])
+  path = run.workdir / 'superres.json'
+  if not for_tables or _is_fuller(path, run, num_images, measures):
+    path = run.workdir / 'samples' / f'{name}.json'
+  report = {
+      'dataset': run.config.dataset,
+      'step': run.step,
+      'num_checkpoints': run.num_checkpoints,
+      **about,
+      'num_images': num_images,
+      'bits_per_dim': None if evaluation is None else summary(bits_per_dim(evaluation.nats, evaluation.num_dims)),
+      **{name: {measure: summary(values) for measure, values in of_way.items()} for name, of_way in measures.items()},
+      **environment(),
+  }
+  write_whole(path, json.dumps(report, indent=2) + '\n')
+  print(f'Wrote {path}')
+
+
+def drawing_name(run: Run, kind: str, source: str, shape: Sequence[int], seed: int,
+                 typed: Mapping[str, Sequence[str]]) -> str:
+  """A name for what is drawn that says what it depends on.
+
+  Args:
+    run: which drew.
+    kind: '' for samples, else what is done with inputs.
+    source: of the inputs.
+    shape: how many images.
+    seed: of the images.
+    typed: values of conditions that were typed, by the name of the flag.
+  """
+  parts = [f'{run.step:07d}{kind}', source, 'x'.join(map(str, shape)), f'seed{seed}']
+  for flag, words in typed.items():
+    text = '-'.join(words)
+    parts.append(flag + (text if len(text) <= 40 else f'{zlib.crc32(text.encode()):08x}'))
+  return '_'.join(filter(None, [*parts, _average(run)]))
+
+
+def write_drawing(run: Run, name: str, temperature: float, picture: np.ndarray,
+                  arrays: Mapping[str, np.ndarray] | None) -> None:
+  """Writes a picture of samples, and the arrays beside it, if any, as .npz."""
+  path = run.workdir / 'samples' / f'{name}_temperature{temperature:g}.png'
+  write_whole(path, pictures.png(picture))
+  print(f'Wrote {path}')
+  if arrays is not None:
+    file = io.BytesIO()
+    np.savez_compressed(file, allow_pickle=False, **arrays)
+    write_whole(path.with_suffix('.npz'), file.getvalue())
+    print(f'Wrote {path.with_suffix(".npz")}')
+
+
+def write_figure(workdir: epath.Path, step: int, kind: str, name: str, picture: np.ndarray) -> None:
+  """Writes a figure of a run, or of a folder of runs, and shows it in TensorBoard."""
+  path = workdir / 'pictures' / f'{name}.png'
+  write_whole(path, pictures.png(picture))
+  if (workdir / 'config.json').exists():  # a run, not a folder of runs
+    write_picture(workdir, step, kind, picture)
+  print(f'Wrote {path}')
+
+
+def is_results(name: str) -> bool:
+  """Whether a file of this name is what tables show."""
+  return bool(re.fullmatch(r'results(_average\d+)?\.json', name))
+
+
+def read_reports(workdir: epath.Path) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
+  """Every results.json of a run, each with its superres.json, where there is one.
+
+  Raises:
+    InputError: if one cannot be read.
+  """
+  advice, samples = 'repeat the evaluation, which replaces it.', None
+  if (workdir / 'superres.json').exists():
+    samples = read_json(workdir / 'superres.json', advice, lambda report: _checked(report, _NEEDED_OF_SAMPLES))
+  return [(read_json(path, advice, lambda report: _checked(report, _NEEDED)),
+           samples if path.name == 'results.json' else None)
+          for path in sorted(workdir.iterdir()) if is_results(path.name)]
+
+
+def _checked(report: dict[str, Any], needed: Mapping[str, Any]) -> dict[str, Any]:
+  """Validates the fields, so that a malformed report fails here; old reports are of one checkpoint."""
+  report = {'num_checkpoints': 1, **report}
+  values, kinds = {name: report[name] for name in needed}, dict(needed)
+  for one in ways(report):
+    for measure in MEASURES:
+      values[f'{one} {measure}'], kinds[f'{one} {measure}'] = report[one][measure]['mean'], float
+  for name, value in (values | {'num_checkpoints': report['num_checkpoints']}).items():
+    if not isinstance(value, kinds.get(name, int)):
+      raise TypeError(f'{name} is {shown(value)}')
+  return report
+
+
+def _average(run: Run) -> str:
+  return f'average{run.num_checkpoints}' if run.num_checkpoints > 1 else ''
+
+
+def _is_fuller(path: epath.Path, run: Run, num_images: int, measured: Mapping[str, Any] = {}) -> bool:
+  """Whether the report at `path` is of this step, and of more images or more temperatures."""
+
+  def check(old):
+    return old['step'] == run.step and (old['num_images'] > num_images or
+                                        bool(set(ways(old)) - {'bicubic'} - set(measured)))
+
+  with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is replaced
+    return parse_json(path.read_bytes(), check)
+  return False

@@ -1,0 +1,158 @@
+"""What the command does with a trained run: draws, completes, enlarges and shows, and writes what came of it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+
+from etils import epath
+import numpy as np
+
+from image_transformer import pictures, reports, runs, superres
+from image_transformer.conditions import CONDITIONS, default_given
+from image_transformer.config import Config, check
+from image_transformer.data import image_spec
+from image_transformer.inputs import read_inputs
+from image_transformer.library import Run
+from image_transformer.model import make_model
+from image_transformer.sampling import positions_in_rows
+
+FLAGS = {kind.flag[0]: kind.flag[1] for kind in CONDITIONS if kind.flag}  # by which conditions are typed
+_MAX_SIDE_BY_SIDE = 32  # images in a figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """A run, and what is asked of it.
+
+  `typed` holds what was typed of conditions, by the name of the flag. Of inputs, which are the file or the folder
+  `input` or else the first images of `eval.split`, the first `num_inputs` are read (0: all).
+  """
+
+  run: Run
+  typed: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+  input: str | None = None
+  num_inputs: int = 8
+  num_samples: int | None = None  # None: sample.num_images, or 4 of each input
+  temperatures: Sequence[float] = ()  # none: sample.temperature
+  seed: int = 0
+  npz: bool = False  # write arrays too
+
+  def sample(self) -> None:
+    """Draws images and writes them as a grid."""
+    run = self.run
+    check('low_res' not in run.model.conditions, 'mode', 'sample', 'superres: this model enlarges images')
+    number = self.num_samples or run.config.sample.num_images
+    given, columns = default_given(run.model.conditions, number)
+    given |= self._typed(number)
+    for temperature in self._temperatures():
+      images, log_probs = run.draw(number, given, temperature, self.seed)
+      arrays = {'images': images, 'log_probs': log_probs, **given} if self.npz else None
+      reports.write_drawing(run, self._name('', (number,)), temperature,
+                            pictures.grid(images, run.model.spec.levels, columns), arrays)
+
+  def complete(self, rows: int) -> None:
+    """Keeps the first rows of inputs, draws the rest, and writes rows of: what was given | samples | original."""
+    positions_in_rows(self.run.model, rows)  # checks them before inputs are read
+    inputs, levels = self._inputs(originals=True), self.run.model.spec.levels
+    hidden = np.arange(self.run.model.spec.height)[:, None, None] >= rows
+    shown = np.where(hidden, levels // 4, inputs['image'])
+    for temperature, samples, arrays in self._draw_of_each(inputs, rows):
+      picture = pictures.strips([shown, *np.moveaxis(samples, 1, 0), inputs['image']], levels)
+      reports.write_drawing(self.run, self._name(f'_keep{rows}', samples.shape[:2]), temperature, picture, arrays)
+
+  def enlarge(self) -> None:
+    """Enlarges inputs, writes rows of: input | bicubic | samples | original, and measures them (paper section 5.3)."""
+    run = self.run
+    check('low_res' in run.model.conditions, 'mode', 'superres', 'another: this model does not enlarge images')
+    inputs, levels = self._inputs(), run.model.spec.levels
+    low_res, originals = inputs['low_res'], inputs.get('image')
+    _, bicubic = run.model.conditions['low_res'].shown(low_res)
+    measures = {'bicubic': superres.measure(low_res, bicubic[:, None], originals, levels)}
+    for temperature, samples, arrays in self._draw_of_each(inputs):
+      measures[reports.way(temperature)] = superres.measure(low_res, samples, originals, levels)
+      name, num_samples = self._name('_superres', samples.shape[:2]), samples.shape[1]
+      picture = pictures.samples_of(run.model, inputs, samples, originals)
+      reports.write_drawing(run, name, temperature, picture, arrays)
+    evaluation = None
+    if originals is not None:
+      evaluation = run.evaluate_images(originals, **{name: inputs[name] for name in run.model.conditions})
+      print(f'{evaluation}, each given its small form')
+    print(superres.table(measures))
+    own_split = run.config.eval.split == runs.read_config(run.workdir).eval.split
+    for_tables = own_split and not self.input and not self.typed and run.num_checkpoints == 1
+    reports.write_superres(run, name, measures, evaluation, for_tables, source=self.input or run.config.eval.split,
+                           **{flag: self.typed.get(flag) for flag in FLAGS}, num_samples=num_samples, seed=self.seed)
+
+  def show(self, kind: str, position: tuple[int, int] | None) -> None:
+    """Draws a figure of inputs: 'attention', what a pixel used in the first one, or 'bits', what each pixel cost."""
+    from image_transformer import figures  # here, since matplotlib takes a while and no other mode needs it
+    run, inputs = self.run, self._inputs(originals=True)
+    given = {name: inputs[name] for name in run.model.conditions}
+    name = f'{run.step:07d}_{kind}_{epath.Path(self.input).stem if self.input else run.config.eval.split}'
+    if kind == 'bits':
+      number = len(inputs['image'])
+      check(number <= _MAX_SIDE_BY_SIDE, 'num_inputs', number,
+            f'at most {_MAX_SIDE_BY_SIDE}: they stand side by side')
+      figure = figures.bits(inputs['image'], -run.pixel_log_probs(inputs['image'], **given), run.model.spec.levels)
+      name = f'{name}_{number}'
+    else:
+      row, column = position or figures.middle(run.model)
+      figure = figures.attention_of_run(run, inputs['image'], row, column, **given)
+      name = f'{name}_row{row}_column{column}'
+    reports.write_figure(run.workdir, run.step, kind, name, figures.pixels(figure))
+
+  def _typed(self, number):
+    """The values of conditions that were typed, repeated to a number of images."""
+    given = {}
+    for kind in CONDITIONS:
+      if kind.flag and kind.flag[0] in self.typed:
+        words = self.typed[kind.flag[0]]
+        check(kind.name in self.run.model.conditions, kind.flag[0], ','.join(words),
+              f'absent: this model has no {kind.name}')
+        values = self.run.model.conditions[kind.name].parse(words)
+        given[kind.name] = values[np.arange(number) % len(values)]
+    return given
+
+  def _inputs(self, originals=False):
+    """What is read, with what was typed."""
+    inputs = read_inputs(self.run, self.input, self.num_inputs)
+    inputs |= self._typed(len(next(iter(inputs.values()))))
+    check('image' in inputs or not originals, 'input', self.input,
+          'images of the size that the model generates, or larger')
+    for name, condition in self.run.model.conditions.items():
+      check(name in inputs, condition.flag[0] if condition.flag else 'input', None,
+            f'given: the {name} of each of these images')
+    return inputs
+
+  def _draw_of_each(self, inputs, rows=0) -> Iterator[tuple]:
+    """Yields temperature, samples [inputs, samples, H, W, C], and arrays to write beside the picture."""
+    each, number = self.num_samples or 4, len(next(iter(inputs.values())))
+    repeated = {name: np.repeat(values, each, axis=0) for name, values in inputs.items()}
+    given = {name: repeated[name] for name in self.run.model.conditions}
+    for temperature in self._temperatures():
+      images, log_probs = self.run.draw(number * each, given, temperature, self.seed,
+                                        repeated['image'] if rows else None, rows)
+      samples = images.reshape(number, each, *images.shape[1:])
+      arrays = {'samples': samples, 'log_probs': log_probs.reshape(number, each), **inputs}
+      yield temperature, samples, arrays if self.npz else None
+
+  def _name(self, kind, shape):
+    source = epath.Path(self.input).stem if self.input else self.run.config.eval.split if kind else ''
+    return reports.drawing_name(self.run, kind, source, shape, self.seed, self.typed)
+
+  def _temperatures(self):
+    return self.temperatures or [self.run.config.sample.temperature]
+
+
+def show_memory(config: Config, workdir: epath.Path, position: tuple[int, int] | None) -> None:
+  """Draws what one pixel may see, of a run that need not have begun."""
+  from image_transformer import figures
+  model = make_model(config.model, image_spec(config))
+  row, column = position or figures.middle(model)
+  reports.write_figure(workdir, 0, 'memory', f'memory_row{row}_column{column}',
+                       figures.pixels(figures.memory(model, row, column)))
+
+
+def show_curves(workdir: epath.Path) -> None:
+  """Draws bits/dim by step, of a run or of all runs in a folder."""
+  from image_transformer import figures
+  reports.write_figure(workdir, 0, 'curves', 'curves', figures.pixels(figures.curves(figures.read_logs(workdir))))

@@ -6,17 +6,21 @@
   run = it.load('runs/digits')
   images = run.sample(10, label=3, temperature=0.9)
 
-Nothing is imported before it is used, so that a program can set up its process before JAX is imported.
+Nothing large is imported before it is used, so that a program can set up its process before JAX is imported.
 """
 
 import importlib
 from typing import Any
+
+from image_transformer.process import hush_libraries
 
 __version__ = '0.2.0.dev0'
 
 _HOMES = {'Config': 'config', 'from_dict': 'config', 'load_config': 'experiments', 'InputError': 'errors',
           'RunError': 'errors', 'Run': 'library', 'load': 'library', 'Evaluation': 'metrics', 'train': 'training'}
 __all__ = ['__version__', *_HOMES]
+
+hush_libraries()
 
 
 def __getattr__(name: str) -> Any:

@@ -78,7 +78,7 @@ class Checkpoints:
       self._error = error
 
   def failed(self, wait: bool = False) -> bool:
-    """Whether the last save has failed, which is reported once; one still going on has not, unless it is waited for.
+    """Whether the last save has failed, which is reported once; one in progress has not, unless it is waited for.
 
     Older checkpoints are as they were then, and `save` may be tried again. Every process must ask.
     """

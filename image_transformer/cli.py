@@ -41,7 +41,7 @@ _NUM_SAMPLES = flags.DEFINE_integer('num_samples', None, 'How many images; of ea
                                     'Default: sample.num_images; 4 of each input.')
 _TEMPERATURE = flags.DEFINE_list('temperature', None, 'One, or several separated by commas. Default: '
                                  'sample.temperature.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Of the images drawn.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Seed of the images drawn.')
 _NPZ = flags.DEFINE_bool('npz', False, 'Also write all arrays as .npz.')
 _INPUT = flags.DEFINE_string('input', None, 'An image or a folder of them. Default: the images of eval.split.')
 _NUM_INPUTS = flags.DEFINE_integer('num_inputs', 8, 'How many inputs, the first ones; 0: all.')

@@ -14,17 +14,11 @@ import numpy as np
 
 from image_transformer.errors import InputError
 
-# Steps are counted in int32.
-_MAX_COUNT = 2**31 - 1
-# Far more than any machine has memory for.
-_MAX_BATCH = 1_000_000
-_MAX_WIDTH = 1_000_000
-# Layers are compiled one by one.
-_MAX_LAYERS = 1_000
-# Every device holds all of them, in training four times over, and none has memory for so many.
-_MAX_WEIGHTS = 10**11
-# Of a side of the user's own images.
-_MAX_SIDE = 4_096
+_MAX_COUNT = 2**31 - 1  # steps are counted in int32
+_MAX_BATCH = _MAX_WIDTH = 1_000_000  # far more than any machine has memory for
+_MAX_LAYERS = 1_000  # they are compiled one by one
+_MAX_WEIGHTS = 10**11  # every device holds all of them, in training four times over
+_MAX_SIDE = 4_096  # of the user's own images
 
 
 def check(condition: object, field: str, value: Any, need: str) -> None:
@@ -34,7 +28,7 @@ def check(condition: object, field: str, value: Any, need: str) -> None:
 
 
 def shown(value: Any) -> str:
-  """How a value stands in a message: not at length."""
+  """A value as messages show it: shortened."""
   try:
     text = repr(value)
   except ValueError:  # Python writes no integers of more than 4300 digits
@@ -72,10 +66,6 @@ _MIN_FLOAT, _MAX_FLOAT = float(np.finfo(np.float32).tiny), float(np.finfo(np.flo
 def positive_float(value: Any) -> bool:
   """Whether this is a positive number, and stays so and finite in float32."""
   return isinstance(value, (int, float, np.number)) and bool(_MIN_FLOAT <= value <= _MAX_FLOAT)
-
-
-def _not_negative_float(value: float) -> bool:
-  return value == 0 or positive_float(value)
 
 
 def _fraction(value: float) -> bool:
@@ -143,7 +133,7 @@ class ModelConfig:
   dropout: float = 0.3  # on the embedded input and on every residual branch
   attention_dropout: float = 0.0  # on the attention weights; the original has none
   remat: bool = False  # recompute each layer in the backward pass: less memory, more time
-  # Of the layers; parameters, softmax, norms and likelihoods stay float32.
+  # The compute type of the layers; parameters, softmax, norms and likelihoods stay float32.
   dtype: Literal['float32', 'bfloat16'] = 'float32'
 
   def __post_init__(self):
@@ -239,7 +229,8 @@ class OptimizerConfig:
     _check_ranges('optimizer', self, POSITIVE, positive_float, 'learning_rate', 'epsilon')
     _check_whole('optimizer', self, 1, _MAX_COUNT, 'warmup_steps')
     _check_ranges('optimizer', self, _FRACTION, _fraction, 'b1', 'b2')
-    _check_ranges('optimizer', self, f'0 (off) or {POSITIVE}', _not_negative_float, 'clip_norm')
+    _check_ranges('optimizer', self, f'0 (off) or {POSITIVE}', lambda value: value == 0 or positive_float(value),
+                  'clip_norm')
     _check_whole('optimizer', self, 0, _MAX_COUNT, 'skip_non_finite')
     _check_choices('optimizer', self)
 
@@ -350,10 +341,8 @@ def _cast(field, value, default):
     check(abs(value) <= _MAX_FLOAT, field, value, 'a number that float32 holds')
     value = float(value)
   check(type(value) is type(default), field, value, f'of type {type(default).__name__}')
-  if isinstance(value, float):
-    check(math.isfinite(value), field, value, 'finite')
-  if isinstance(value, str):
-    check('\0' not in value, field, value, 'without null characters')
+  check(not isinstance(value, float) or math.isfinite(value), field, value, 'finite')
+  check(not isinstance(value, str) or '\0' not in value, field, value, 'without null characters')
   return value
 
 

@@ -19,11 +19,12 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
-from image_transformer.conditions import Condition, make_conditions
+from image_transformer.conditions import Condition
 from image_transformer.config import Config, ImageSpec, check, shown
 from image_transformer.datasets import DATASETS, Dataset, stand_in
 from image_transformer.errors import InputError, MissingDataError
 from image_transformer.images import area_resize
+from image_transformer.model import make_conditions
 
 Batch = dict[str, np.ndarray]
 
@@ -134,7 +135,7 @@ def with_stand_in(config: Config) -> Config:
 
 
 def is_stand_in(config: Config) -> bool:
-  """Returns whether the dataset is generated images in place of a missing one: what it gives is no result."""
+  """Returns whether the dataset is generated images in place of a missing one, so that no number is a result."""
   return config.dataset.startswith(_STAND_IN)
 
 

@@ -1,4 +1,4 @@
-"""What ends a run, each with one line for the user."""
+"""Errors that end a run, each with one line for the user."""
 
 import re
 
@@ -8,7 +8,7 @@ from absl import flags
 class InputError(ValueError):
   """A flag, field, image, dataset or checkpoint that cannot be used.
 
-  The message is one line: what is wrong, and what to do about it. `main.py`
+  The message is one line: what is wrong, and what to do about it. The command
   prints it and exits with code 2.
   """
 
@@ -18,11 +18,11 @@ class InputError(ValueError):
 
 
 class MissingDataError(InputError):
-  """A dataset that is neither prepared nor to be had; never one that is there but damaged."""
+  """A dataset that is not available; never one that is there but damaged."""
 
 
 class RunError(RuntimeError):
-  """A run that cannot go on although its input is good. `main.py` prints the one line and exits with code 1."""
+  """A run that cannot continue although its input is good. The command prints the one line and exits with code 1."""
 
 
 def last_line(error: Exception) -> str:

@@ -28,7 +28,7 @@ _LEGEND = 'not visible', 'memory', "the block's own", 'the query itself'
 
 
 def attention_of_run(run: Run, images: np.ndarray, row: int, column: int, **given: np.ndarray) -> Figure:
-  """Of the first image: how much of each pixel the first position of one pixel used."""
+  """Shows how much of each pixel of the first image the first position of one pixel used."""
   model, index = run.model, _index(run.model, row, column)
   look = jax.jit(lambda *args: model.apply(*args, index, method='attention_weights'))
   weights = look(run.variables, images[:1], {name: values[:1] for name, values in given.items()})

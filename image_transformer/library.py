@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from image_transformer import data, devices, process
+from image_transformer import data, devices
 from image_transformer.conditions import default_given
 from image_transformer.config import Config, check
 from image_transformer.door import check_given, check_images
@@ -23,8 +23,6 @@ from image_transformer.metrics import Evaluation, bits_per_dim
 from image_transformer.model import ImageTransformer, make_model
 from image_transformer.runs import check_same_run, load_params, read_config
 from image_transformer.sampling import check_number, make_sampler, positions_in_rows
-
-process.hush_libraries()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,7 +49,7 @@ class Run:
     return self._score('log_prob', images, given)
 
   def pixel_log_probs(self, images: Any, **given: Any) -> np.ndarray:
-    """Of which `log_prob` is the sum: nats, float64 [N, H, W, positions of a pixel]."""
+    """The terms of `log_prob`, by position: nats, float64 [N, H, W, positions of a pixel]."""
     return self._score('pixel_log_probs', images, given)
 
   def bits_per_dim(self, images: Any, **given: Any) -> np.ndarray:
@@ -133,13 +131,10 @@ class Run:
 
   def _given(self, given, num_images):
     """One label stands for as many as there are images."""
-    given = {name: np.full(num_images, value) if np.ndim(value) == 0 and self._is_number(name) else value
-             for name, value in given.items()}
-    return {name: np.asarray(values)
-            for name, values in check_given(given, self.model.conditions, num_images).items()}
-
-  def _is_number(self, name):
-    return name in self.model.conditions and not self.model.conditions[name].shape
+    conditions = self.model.conditions
+    given = {name: np.full(num_images, value) if np.ndim(value) == 0 and name in conditions and
+                   not conditions[name].shape else value for name, value in given.items()}
+    return {name: np.asarray(values) for name, values in check_given(given, conditions, num_images).items()}
 
 
 def load(workdir: os.PathLike | str, config: Config | None = None, num_checkpoints: int = 1) -> Run:

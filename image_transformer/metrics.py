@@ -31,7 +31,7 @@ def bits_per_dim(nats: Any, num_dims: int) -> Any:
 
 
 def standard_error(values: np.ndarray, unit: float = 1) -> float | None:
-  """Of the mean of values [N], in multiples of a unit; None for a single one."""
+  """The standard error of the mean of values [N], in multiples of a unit; None for a single value."""
   return float(values.std(ddof=1) / unit / math.sqrt(len(values))) if len(values) > 1 else None
 
 
@@ -52,7 +52,7 @@ class Evaluation:
 
   @property
   def standard_error(self) -> float | None:
-    """Of the mean over images, in bits/dim; None for a single image."""
+    """The standard error of the mean over images, in bits/dim; None for a single image."""
     return standard_error(self.nats, self.num_dims * math.log(2))
 
   def __str__(self):
@@ -103,8 +103,8 @@ class MetricsLog:
   """Writes `metrics.jsonl` and TensorBoard's events in a workdir; a full disk is reported and does no more harm.
 
   `metrics.jsonl` is replaced as a whole: object stores cannot append, and no crash leaves half a line. Opening
-  it keeps those earlier lines for which `keep(line)` is true, and removes those that a run going on from a
-  checkpoint will write again.
+  it keeps those earlier lines for which `keep(line)` is true, and removes those that a resumed run will write
+  again.
   """
 
   def __init__(self, workdir: epath.Path, keep: Callable[[dict[str, Any]], bool] = lambda line: True):

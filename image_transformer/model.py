@@ -17,16 +17,22 @@ import jax
 import jax.numpy as jnp
 
 from image_transformer import attention
-from image_transformer.conditions import Condition, make_conditions
+from image_transformer.conditions import Condition
 from image_transformer.config import ImageSpec, ModelConfig
 from image_transformer.door import check_given, check_images
 from image_transformer.embeddings import Coordinates, official_init
+from image_transformer.labels import Label
 from image_transformer.layout import BlockLayout, block_layout
 from image_transformer.likelihoods import Likelihood, make_likelihood
+from image_transformer.small_images import SmallImage
 from image_transformer.transformer import Context, Stack
 
 # What images are conditioned on: integers [B, ...] for each name in `ImageTransformer.conditions`.
 Given = Mapping[str, jax.Array]
+
+
+# All kinds of conditions, in the order in which models take them.
+CONDITIONS: tuple[type[Condition], ...] = Label, SmallImage
 
 
 class Encoded(NamedTuple):
@@ -168,7 +174,7 @@ class ImageTransformer(nn.Module):
     return jnp.where(order >= 0, self._log_probs(images, given, train, first_index), 0).sum(axis=(1, 2))
 
   def pixel_log_probs(self, images: jax.Array, given: Given = {}) -> jax.Array:
-    """Of which `log_prob` is the sum: nats [B, H, W, positions of a pixel], float32."""
+    """The terms of `log_prob`, by position: nats [B, H, W, positions of a pixel], float32."""
     log_probs = self._in_raster_order(self._log_probs(images, given, False, 0))
     return log_probs.reshape(len(log_probs), *self.layout.image)
 
@@ -232,6 +238,15 @@ class ImageTransformer(nn.Module):
     attention_fns = [functools.partial(attention.cached_attention, layout=self.layout, cache=cache, block=block,
                                        slot=slot) for cache in caches]
     return self._run(embedded_BD, attention_fns, encoded)
+
+
+def make_conditions(config: ModelConfig, spec: ImageSpec) -> dict[str, Condition]:
+  """The conditions of a model, by name.
+
+  Raises:
+    InputError: if one does not fit the images.
+  """
+  return {kind.name: kind(config, spec) for kind in CONDITIONS if kind.is_used(config)}
 
 
 def make_model(config: ModelConfig, spec: ImageSpec) -> ImageTransformer:

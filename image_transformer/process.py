@@ -1,11 +1,13 @@
 """How a process is set up: before JAX is imported, when much of this is read, and what libraries may say in it."""
 
 import hashlib
-import logging
 import os
 import pathlib
 import platform
 import sys
+import warnings
+
+from absl import logging
 
 # The C library's allocator uses huge pages and keeps what it got: page faults slow a CPU run down.
 _ALLOCATOR = ':'.join(f'glibc.malloc.{setting}'
@@ -26,9 +28,10 @@ def set_up() -> None:
 
 
 def hush_libraries() -> None:
-  """Keeps warnings of Orbax and TFDS off the screen, which are about their own settings, and no others."""
+  """Keeps warnings off the screen that Orbax, TFDS and tqdm give about their own settings, and no others."""
   theirs = lambda record: any(f'{os.sep}{name}{os.sep}' in record.pathname for name in ('orbax', 'tensorflow_datasets'))
-  logging.getLogger('absl').addFilter(lambda record: record.levelno > logging.WARNING or not theirs(record))
+  logging.get_absl_logger().addFilter(lambda record: record.levelname != 'WARNING' or not theirs(record))
+  warnings.filterwarnings('ignore', 'IProgress not found')
 
 
 def _cache_dir() -> pathlib.Path:

@@ -1,4 +1,4 @@
-"""Being stopped: SIGTERM and SIGINT are noted, and answered where a program can leave off with nothing lost."""
+"""Stopping: SIGTERM and SIGINT are noted, and answered where the program can end with nothing lost."""
 
 import os
 import signal
@@ -7,14 +7,14 @@ import threading
 import jax
 from jax.experimental import multihost_utils
 
-EXIT_CODE = 75  # "try again later" in sysexits.h: the same command goes on. Launch scripts restart on this alone.
+EXIT_CODE = 75  # "try again later" in sysexits.h: the same command resumes. Launch scripts restart on this alone.
 
 _asked = False
 _polls = 0
 
 
 class Stopped(Exception):
-  """The process was asked to stop, and does. The message says what is kept."""
+  """The process was asked to stop. The message says what is saved."""
 
 
 def listen() -> None:
@@ -52,7 +52,7 @@ def poll() -> None:
   global _polls
   _polls += 1
   if multihost_utils.reached_preemption_sync_point(_polls) if jax.process_count() > 1 else _asked:
-    raise Stopped('Stopped. The same command begins again.')
+    raise Stopped('Stopped. The same command starts over.')
 
 
 def _watch(reader):
@@ -63,6 +63,6 @@ def _watch(reader):
       os._exit(128 + number)
     _asked = True
     # In one piece, whatever else is being printed.
-    os.write(2, b'\nStopping as soon as the work in hand is done and saved. A second signal stops at once.\n')
+    os.write(2, b'\nStopping after the current step, which will be saved. A second signal stops at once.\n')
     if jax.distributed.is_initialized():
       os.kill(os.getpid(), signal.SIGTERM)

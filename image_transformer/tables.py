@@ -120,7 +120,7 @@ def _missing(entry: Entry, run: Found) -> list[str]:
 
 
 def _parts(run: Found) -> list[str]:
-  """Of which splits only a part was used."""
+  """The splits of which only a part was used."""
   results, parts = run.results, []
   for what, count, split in (('training', results['num_train_images'], run.config.train.split),
                              (results['split'], results['num_images'], results['split'])):

@@ -7,12 +7,12 @@ from etils import epath
 import numpy as np
 
 from image_transformer import pictures, reports, runs, superres
-from image_transformer.conditions import CONDITIONS, default_given
+from image_transformer.conditions import default_given
 from image_transformer.config import Config, check
 from image_transformer.data import image_spec
 from image_transformer.inputs import read_inputs
 from image_transformer.library import Run
-from image_transformer.model import make_model
+from image_transformer.model import CONDITIONS, make_model
 from image_transformer.sampling import positions_in_rows
 
 FLAGS = {kind.flag[0]: kind.flag[1] for kind in CONDITIONS if kind.flag}  # by which conditions are typed

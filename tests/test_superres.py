@@ -13,7 +13,7 @@ import pytest
 import scipy.ndimage
 
 from helpers import case, given_for, jit_once, make_case, random_images
-from image_transformer import conditions, pictures, reports, superres, transformer
+from image_transformer import pictures, reports, small_images, superres, transformer
 from image_transformer.config import Config, ImageSpec, ModelConfig, from_dict
 from image_transformer.embeddings import sine_table
 from image_transformer.errors import InputError
@@ -132,7 +132,7 @@ def cross_attention(model, params, monkeypatch):
     full_attention = transformer.full_attention
     with monkeypatch.context() as patch:
       patch.setattr(transformer, 'full_attention', recording)
-      patch.setattr(conditions, 'full_attention', recording)
+      patch.setattr(small_images, 'full_attention', recording)
       model.apply({'params': params}, image, {'low_res': shrunk})
     return jnp.stack(recorded[model.config.num_encoder_layers:])
 

@@ -33,8 +33,8 @@ _RECORD = 1 + 3 * 32 * 32  # bytes: the label, then the red, green and blue plan
 class Cifar10(cifar.Cifar10, skip_registration=True):
   """The stock builder, fed from `data_dir/cifar-10-binary.tar.gz`.
 
-  `download_and_prepare` raises MissingDataError where the archive is neither there
-  nor to be had, InputError where it is not the official one.
+  `download_and_prepare` raises MissingDataError where the archive is not available,
+  InputError where it is not the official one.
   """
 
   name = 'cifar10'

@@ -62,7 +62,7 @@ class ImageTransformerFolder(tfds.core.GeneratorBasedBuilder, skip_registration=
   def _info(self):
     return tfds.core.DatasetInfo(
         builder=self,
-        description='Images of a folder, made smaller.',
+        description='Images of a folder, downsampled.',
         features=tfds.features.FeaturesDict({
             'id': tfds.features.Text(),
             'image': tfds.features.Image(shape=spec(self.builder_config.folder).shape, encoding_format='png'),

@@ -1,7 +1,7 @@
 """The two data sets that are both called ImageNet 32x32 (and 64x64), as TFDS prepares them, but without TensorFlow.
 
 The old one is van den Oord et al. (2016), "Pixel Recurrent Neural Networks", the one of the Image Transformer
-paper. The new one is Chrabaszcz et al. (2017), "A Downsampled Variant of ImageNet", made smaller with
+paper. The new one is Chrabaszcz et al. (2017), "A Downsampled Variant of ImageNet", downsampled with
 anti-aliasing and hence smoother and easier to compress. What lands on the disk are the stock datasets
 `downsampled_imagenet` and `imagenet_resized`, and data that the stock builders prepared as array_record is read.
 """

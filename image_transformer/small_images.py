@@ -1,0 +1,75 @@
+"""Images conditioned on themselves in small: super-resolution (paper section 3.2).
+
+Shape suffixes: B batch, C positions of a context, V values of a position, D features.
+"""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from image_transformer.attention import full_attention
+from image_transformer.conditions import Condition, Encoding
+from image_transformer.config import ImageSpec, ModelConfig, check
+from image_transformer.embeddings import Coordinates
+from image_transformer.images import area_resize, bicubic
+from image_transformer.likelihoods import make_likelihood
+from image_transformer.transformer import Stack
+
+
+class _SmallImageEncoder(nn.Module):
+  config: ModelConfig
+  spec: ImageSpec
+
+  def setup(self):
+    c, s = self.config, self.spec
+    likelihood = make_likelihood(c, s)
+    self.depth = s.channels // likelihood.values_per_position
+    self.encoder_embedding = likelihood.embedding(c.hidden_size, c.embedding_gain)
+    self.encoder_coordinates = Coordinates(
+        s.height // c.upscale, s.width // c.upscale * self.depth, c.hidden_size, c.coordinates,
+        spacing=c.upscale if c.align_encoder else 1, depth=self.depth)
+    self.encoder = Stack(c, c.num_encoder_layers)
+
+  def __call__(self, images_BHWC: jax.Array, batch_index_B: jax.Array | None) -> Encoding:
+    c = self.config
+    values_BCV = images_BHWC.reshape(len(images_BHWC), -1, self.spec.channels // self.depth)
+    index_C = jnp.arange(values_BCV.shape[1])
+    embedded_BCD = self.encoder_embedding(values_BCV, index_C % self.spec.channels)
+    embedded_BCD += self.encoder_coordinates(*jnp.divmod(index_C, self.spec.width // c.upscale * self.depth))
+    layers = c.num_encoder_layers
+    encoded_BCD, _ = self.encoder(embedded_BCD, [full_attention] * layers, batch_index_B, [None] * layers)
+    return Encoding(context_BCD=encoded_BCD)
+
+
+class SmallImage(Condition):
+  """The image downsampled by `model.upscale`, for super-resolution: an encoder reads it, every layer attends to it."""
+
+  name = 'low_res'
+  has_context = True
+
+  def __post_init__(self):
+    height, width, _ = self.spec.shape
+    check(height % self.config.upscale == width % self.config.upscale == 0, 'model.upscale', self.config.upscale,
+          f'a divisor of the height and width of {height} x {width} images')
+
+  @classmethod
+  def is_used(cls, config):
+    return config.upscale > 1
+
+  @property
+  def shape(self):
+    return self.spec.height // self.config.upscale, self.spec.width // self.config.upscale, self.spec.channels
+
+  @property
+  def num_values(self):
+    return self.spec.levels
+
+  def encoder(self):
+    return _SmallImageEncoder(self.config, self.spec)
+
+  def of_example(self, example):
+    return area_resize(example['image'], *self.shape[:2])
+
+  def shown(self, values):
+    """The small images, and what bicubic interpolation makes of them."""
+    return [values, bicubic(values, *self.spec.shape[:2], self.spec.levels)]

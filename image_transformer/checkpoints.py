@@ -131,7 +131,7 @@ class Checkpoints:
         yield state
     if steps and not good:
       raise InputError(f'Every checkpoint in {self._folder} is damaged ({reason}): put a whole one there, or begin '
-                       'anew in another --workdir.')
+                       'anew in another workdir.')
 
   def _read(self, step, like):
     items = ocp.args.Composite(state=ocp.args.StandardRestore(like), digest=ocp.args.JsonRestore())

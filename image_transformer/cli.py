@@ -68,7 +68,7 @@ _FLAGS['picture --kind=memory'] = ['config', 'kind', 'position']
 _FLAGS['picture --kind=bits'] = [*_FLAGS['eval'], 'kind', *_TYPED, 'input', 'num_inputs']
 _FLAGS['picture --kind=curves'] = ['kind']
 _AS_FLAG = {'rows': '--keep', 'num_checkpoints': '--average_checkpoints', **{name: f'--{name}' for name in (
-    'mode', 'position', 'num_inputs', 'input', 'temperature', *_TYPED)}}
+    'mode', 'position', 'num_inputs', 'input', 'temperature', 'coordinator', 'num_processes', 'process_id', *_TYPED)}}
 
 
 

@@ -19,7 +19,7 @@ AXIS = 'devices'
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None, distributed: bool) -> bool:
-  """Makes this process one of several, as flags of these names say; returns whether it is.
+  """Makes this process one of several; returns whether it is.
 
   Args:
     coordinator, num_processes, process_id: all three, or none.
@@ -30,13 +30,13 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
   """
   if coordinator is None or num_processes is None or process_id is None:
     given = coordinator, num_processes, process_id
-    check(given == (None, None, None), '--coordinator, --num_processes, --process_id', given, 'given together')
+    check(given == (None, None, None), 'coordinator, num_processes, process_id', given, 'given together')
     if not distributed:
       return False
   else:
-    check(re.fullmatch(r'\S+:\d+', coordinator), '--coordinator', coordinator, 'HOST:PORT')
-    check(num_processes > 0, '--num_processes', num_processes, 'positive')
-    check(0 <= process_id < num_processes, '--process_id', process_id, f'in 0..{num_processes - 1}')
+    check(re.fullmatch(r'\S+:\d+', coordinator), 'coordinator', coordinator, 'HOST:PORT')
+    check(num_processes > 0, 'num_processes', num_processes, 'positive')
+    check(0 <= process_id < num_processes, 'process_id', process_id, f'in 0..{num_processes - 1}')
   try:
     jax.distributed.initialize(coordinator, num_processes, process_id)
   except (RuntimeError, ValueError) as error:

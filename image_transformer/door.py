@@ -15,8 +15,6 @@ import numpy as np
 from image_transformer.config import ImageSpec
 from image_transformer.errors import InputError
 
-Arrays = Mapping[str, Any]
-
 
 def check_integers(name: str, values: Any, shape: Sequence[int], num_values: int, num_images: int | None = None) -> Any:
   """Returns a batch of integers as an array.
@@ -46,8 +44,7 @@ def check_integers(name: str, values: Any, shape: Sequence[int], num_values: int
     raise InputError(f'{name} {verb} of type {array.dtype}, but must be integers in 0..{num_values - 1}.')
   if not traced and (array.min() < 0 or array.max() >= num_values):
     wrong = array.min() if array.min() < 0 else array.max()
-    raise InputError(f'{name} {"hold" if verb == "are" else "holds"} {wrong}, but must be in '
-                     f'0..{num_values - 1}.')
+    raise InputError(f'{name} {"hold" if verb == "are" else "holds"} {wrong}, but must be in 0..{num_values - 1}.')
   return array
 
 

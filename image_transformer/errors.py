@@ -6,7 +6,7 @@ from absl import flags
 
 
 class InputError(ValueError):
-  """A flag, field, image, dataset or checkpoint that cannot be used.
+  """A parameter, field, image, dataset or checkpoint that cannot be used.
 
   The message is one line: what is wrong, and what to do about it. The command
   prints it and exits with code 2.

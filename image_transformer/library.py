@@ -78,14 +78,13 @@ class Run:
     """
     source = data.open_split(self.config, split or self.config.eval.split)
     number = self.config.eval.num_images if num_images is None else num_images
-    check(isinstance(number, int) and number >= 0, 'num_images', number, '0 (all) or a positive integer')
+    check_number(number or 1)
     return make_evaluator(self.model, self.config.eval.batch_size)(self._params, source, number)
 
   def examples(self, num_images: int, split: str = '') -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The first images of a split (see `evaluate`), uint8 [num_images, H, W, C], and what they are conditioned on."""
     source = data.open_split(self.config, split or self.config.eval.split)
-    check(isinstance(num_images, int) and 0 < num_images <= len(source), 'num_images', num_images,
-          f'in 1..{len(source)}, what the split holds')
+    check_number(num_images)
     batch = data.first_examples(source, num_images)
     return batch['image'], {name: batch[name] for name in self.model.conditions}
 
@@ -149,7 +148,7 @@ def load(workdir: os.PathLike | str, config: Config | None = None, num_checkpoin
   Raises:
     InputError: if there is no run, there are too few checkpoints, or `config` is another run's.
   """
-  folder = epath.Path(workdir)
+  folder = epath.Path(workdir).expanduser()
   saved = read_config(folder)
   if config is not None:
     check_same_run(folder, saved, config)

@@ -305,7 +305,7 @@ def train(config: Config | Mapping[str, Any], workdir: os.PathLike | str) -> Run
     RunError, stopping.Stopped: as `Trainer.run`; the same call resumes.
   """
   asked_for = config if isinstance(config, Config) else from_dict(dict(config))
-  folder = epath.Path(workdir)
+  folder = epath.Path(workdir).expanduser()
   # Before data are prepared.
   check_config(asked_for)
   if jax.process_count() == 1:  # another process may have begun to write there already

@@ -69,6 +69,7 @@ WRONG_IMAGES = {
     'ragged lists': ([[[1], [2, 3]]], 'array of integers'),
     'text': ('digits', r'images are \[\]'),
     'nothing': (None, r'images are \[\]'),
+    'beyond all integers': ([[[[10**30]] * 8] * 8] * 4, 'of type object'),
 }
 WRONG_LABELS = {
     'short': (LABELS[:3], r'label is \[3\], but must be \[4\], one for each image'),

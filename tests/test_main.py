@@ -339,6 +339,31 @@ def test_a_folder_that_is_not_a_run_is_left_alone(call, tmp_path):
   assert sorted(path.name for path in tmp_path.iterdir()) in (['data', 'thesis.tex'], ['thesis.tex'])
 
 
+@pytest.mark.parametrize('arguments, code, says', [
+    (['--help'], 0, ['--config: ', '--average_checkpoints: ', '--labels: ', 'python main.py --mode=eval']),
+    (['--config=nonsense'], 2, ["no configuration 'nonsense'", 'cifar10_1d, ', 'digits, folder']),
+    (['--config=base'], 2, ["no configuration 'base'"]),
+    (['--config', 'digits:huge'], 2, ['Unknown variant :huge']),
+    (['--config=digits', '--config.learning_rate=3'], 2, ['learning_rate; did you mean optimizer.learning_rate?']),
+    (['--config=digits', '--config.batch_size=3'], 2, ['did you mean train.batch_size or eval.batch_size or sample.']),
+    (['--config=digits', '--config.train.step=3'], 2, ['field train.step; did you mean train.steps?']),
+])
+def test_names_on_the_command_line(call, tmp_path, arguments, code, says):
+  got, printed = call(*arguments, f'--workdir={tmp_path / "run"}')
+  assert got == code and all(text in printed for text in says), printed
+  assert code == 0 or printed.count('\n') == 1
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_configuration_by_name_is_the_file(call, tmp_path, data_dir):
+  for name in ('digits', 'configs/digits.py'):
+    arguments = [f'--config={name}', *TINY[1:], f'--config.data_dir={data_dir}']
+    assert call('--mode=picture', '--kind=memory', f'--config={name}', f'--workdir={tmp_path / "pictures"}')[0] == 0
+    code, printed = call(*arguments, '--config.train.steps=1', f'--workdir={tmp_path / name.replace("/", "_")}')
+    assert code == 0, printed
+  assert load(tmp_path / 'digits' / 'config.json') == load(tmp_path / 'configs_digits.py' / 'config.json')
+
+
 CONFIGS = sorted({path.name for path in (ROOT / 'configs').glob('*.py')} - {'__init__.py', 'base.py', 'paper.py'} |
                  {row.config for row in paper.ROWS if row.config})
 

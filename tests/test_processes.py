@@ -121,7 +121,7 @@ def test_one_of_two_processes_is_stopped_and_both_go_on(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize('arguments, says', [
-    (['--num_processes=2'], '--coordinator'),
+    (['--num_processes=2'], 'coordinator, num_processes, process_id is'),
     (['--coordinator=here', '--num_processes=2', '--process_id=0'], "--coordinator is 'here'"),
     (['--coordinator=127.0.0.1:1', '--num_processes=2', '--process_id=2'], r'--process_id is 2, but must be in 0\.\.1'),
     (['--distributed'], 'Cannot join the other processes'),

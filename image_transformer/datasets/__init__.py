@@ -1,7 +1,7 @@
 """The registry of datasets: what their images are, and who prepares them.
 
 To add one, write a TFDS builder that needs no TensorFlow (see `digits.py`) and
-give it an entry in `DATASETS`; its name is then a value of `--config.dataset`.
+give it an entry in `DATASETS`; its name is then a value of the field `dataset`.
 """
 
 from collections.abc import Callable, Mapping

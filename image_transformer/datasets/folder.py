@@ -74,7 +74,7 @@ class ImageTransformerFolder(tfds.core.GeneratorBasedBuilder, skip_registration=
       return
     path = self.builder_config.folder.path
     if not path:
-      raise MissingDataError('folder.path is not set: name a folder of images, with --config.folder.path=DIR.')
+      raise MissingDataError('folder.path is not set: it must name a folder of images.')
     if not epath.Path(path).is_dir():
       what = 'is a file' if epath.Path(path).exists() else 'does not exist'
       raise InputError(f'folder.path is {path}, which {what}: name a folder of images.')

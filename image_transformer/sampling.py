@@ -117,7 +117,6 @@ def make_sampler(model: ImageTransformer, batch_size: int, num_kept: int = 0) ->
   parallel = devices.pmap(draw_batch, in_axes=(0, None, 0, 0, None, 0))
 
   def draw(params, seed, num_images, given, temperature=1.0, images=None):
-    check_number(num_images)
     check(isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32, 'seed', seed, 'an integer in 0..2^32-1')
     check(positive_float(temperature), 'temperature', temperature, POSITIVE)
     given = check_given(given, model.conditions, num_images)

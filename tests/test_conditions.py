@@ -66,6 +66,10 @@ def test_what_is_masked_has_no_influence_and_all_else_has(worded):
     words[:, 1 + place] = (words[:, 1 + place] + 3) % 8
     moved = log_prob({**given, 'words': words}) != expected
     assert moved.tolist() == (place < given['words'][:, 0]).tolist(), place
+  longer = [given['words'].copy(), given['words'].copy()]
+  for words, length in zip(longer, (LENGTH, LENGTH + 1)):  # the same mask, another vector
+    words[:, 0] = length
+  assert (log_prob({**given, 'words': longer[0]}) != log_prob({**given, 'words': longer[1]})).all()
   for name, values in given.items():
     if name != 'words':
       changed = log_prob({**given, name: (values + 1) % model.conditions[name].num_values})

@@ -238,7 +238,8 @@ def test_samples_follow_from_seed_label_and_temperature(digits):
   assert images.dtype == np.uint8 and images.shape == (10, 8, 8, 1) and images.max() < 17
   np.testing.assert_array_equal(images, digits.sample(10, label=np.arange(10)))  # of each class
   np.testing.assert_array_equal(digits.sample(3, label=2), digits.sample(3, label=[2, 2, 2], seed=0))
-  assert (digits.sample(10, seed=1) != images).any() and (digits.sample(10, temperature=0.5) != images).any()
+  assert (digits.sample(10, label=3) != images).any() and (digits.sample(10, seed=1) != images).any()
+  assert (digits.sample(10, temperature=0.5) != images).any()
   drawn, log_probs = digits.draw(10, {'label': np.arange(10)})
   np.testing.assert_array_equal(drawn, images)
   np.testing.assert_allclose(log_probs, digits.log_prob(images, label=np.arange(10)), rtol=1e-4)

@@ -57,7 +57,7 @@ def folder(out: pathlib.Path, name: str, seed: int) -> pathlib.Path:
 
 
 def train(out: pathlib.Path, data_dir: str, num_seeds: int, num_jobs: int) -> None:
-  """Trains and evaluates what is not there yet. What is stopped goes on where it was."""
+  """Trains and evaluates what is missing; a stopped run is resumed."""
   cores: queue.SimpleQueue[int | None] = queue.SimpleQueue()
   allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else [None]
   for job in range(num_jobs):

@@ -1,7 +1,7 @@
 """The base of all experiments: the defaults of `image_transformer/config.py`, where every field is explained.
 
-A file in this folder states only what differs, as dotted fields. Each takes the variant
-`:smoke`, the same code path small enough for minutes on a laptop's CPU.
+A file in this folder states only what differs, as dotted fields. Each has a variant
+`:smoke`, the same code path, small enough to run in minutes on a laptop's CPU.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ def experiment(variant: str, fields: dict[str, Any], smoke: dict[str, Any]) -> m
 
 
 def noam_peak(learning_rate: float, hidden_size: int, warmup_steps: int = 4_000) -> float:
-  """The peak of the schedule that tensor2tensor calls a learning rate of so much."""
+  """The peak learning rate of the schedule for a `learning_rate` of tensor2tensor."""
   return 10 * learning_rate * (hidden_size * warmup_steps)**-0.5
 
 
@@ -36,7 +36,7 @@ def smoke(*, query_block: tuple[int, ...], memory_flange: tuple[int, ...], num_s
   """The small form of the 32x32 models, for one device: few, narrow layers, short blocks and small batches
   learn most per CPU minute. With several devices, set `train.batch_size` to a multiple of their number.
 
-  Without its dataset it runs all the same, on generated images.
+  If its dataset is not available, it trains on generated images.
   """
   return {
       'stand_in': True,

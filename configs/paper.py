@@ -1,4 +1,4 @@
-"""The rows of the paper's tables: which configuration gives which published number. (No configuration itself.)"""
+"""The rows of the paper's tables: which configuration gives which published number. (Not a configuration itself.)"""
 
 from image_transformer.experiments import load_config
 from image_transformer.tables import Entry, Row
@@ -10,7 +10,7 @@ _CIFAR10_SUPERRES = 'CIFAR-10, super-resolution 8x8 to 32x32'
 _CELEBA_SUPERRES = 'CelebA, super-resolution 8x8 to 32x32'
 _T2T = 'the original code'
 
-# Numbers are of the test set, and of ImageNet's validation set. Those without a configuration are others' models,
+# Numbers are on the test set, for ImageNet on the validation set. Those without a configuration are others' models,
 # as the paper cites them.
 ROWS = (
     Row(_CIFAR10, 'PixelCNN', '3.14'),

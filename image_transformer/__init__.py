@@ -6,7 +6,7 @@
   run = it.load('runs/digits')
   images = run.sample(10, label=3, temperature=0.9)
 
-Nothing large is imported before it is used, so that a program can set up its process before JAX is imported.
+Submodules are imported on first use, so that a program can set up its process before JAX is imported.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Starts the command: answers signals and sets up the process before anything large is imported."""
+"""Entry point of the command: handles signals and sets up the process before any large import."""
 
 import os
 import signal

@@ -1,8 +1,8 @@
 """Block-local self-attention, for all positions at once and for one at a time (paper section 3.3), and full attention.
 
-Every attention function takes queries (already scaled), keys, values and what to drop of the weights, in
-training, and returns the mixed values, of the shape of the queries and the type of the values, and what the
-caller is to keep of the layer. Whatever else it needs (a layout, a mask, a cache) is bound by keyword.
+Every attention function takes queries (already scaled), keys, values and, in training, the dropout of the
+weights. It returns the mixed values, with the shape of the queries and the dtype of the values, and what the
+caller should keep of the layer. Other arguments (a layout, a mask, a cache) are bound by keyword.
 
 Shape suffixes: B batch, N blocks, Q slots of a query block, M memory slots, R recent blocks, H heads, K width of
 a head, G batch times heads, C positions of a context, X any axes of positions: N and Q for all at once, none for one.
@@ -29,11 +29,11 @@ def local_attention(q_BNQHK: jax.Array, k_BNQHK: jax.Array, v_BNQHK: jax.Array, 
 
   Args:
     q_BNQHK, k_BNQHK, v_BNQHK: queries, keys and values in the same slots.
-    drops: of the attention weights.
-    layout: which slots the memory of a block consists of.
+    drops: dropout of the attention weights; None: no dropout.
+    layout: defines the memory slots of each block.
 
   Returns:
-    [B, N, Q, H, K], and None. The softmax is computed in float32. Padding slots hold finite garbage.
+    [B, N, Q, H, K], and None. The softmax is computed in float32. Padding slots hold arbitrary finite values.
   """
   k_BNMHK, v_BNMHK = memory_blocks(k_BNQHK, layout), memory_blocks(v_BNQHK, layout)
   return masked_attention(q_BNQHK, k_BNMHK, v_BNMHK, drops, layout.visible()[:, None]), None
@@ -41,13 +41,13 @@ def local_attention(q_BNQHK: jax.Array, k_BNQHK: jax.Array, v_BNQHK: jax.Array, 
 
 def full_attention(q_BXHK: jax.Array, k_BCHK: jax.Array, v_BCHK: jax.Array, drops: Drops | None = None, *,
                    visible_BC: jax.Array | None = None) -> tuple[jax.Array, None]:
-  """Attends from every query to a whole context, or to what is visible of it.
+  """Attends from every query to a whole context, or to the visible part of it.
 
   Args:
     q_BXHK: queries.
     k_BCHK, v_BCHK: keys and values of the context.
-    drops: of the attention weights.
-    visible_BC: bool, at least one true in each row; None: all of the context.
+    drops: dropout of the attention weights; None: no dropout.
+    visible_BC: bool, at least one true in each row; None: the whole context is visible.
 
   Returns:
     [B, X, H, K], and None.
@@ -78,13 +78,13 @@ def attention_weights(q_BNQHK: jax.Array, k_BNQHK: jax.Array, layout: BlockLayou
 
 
 def memory_blocks(x_BNQHK: jax.Array, layout: BlockLayout) -> jax.Array:
-  """Lays beside each block the pieces of earlier blocks that it sees: [B, N, M, H, K].
+  """Concatenates the pieces of earlier blocks in the memory of each block and the block itself: [B, N, M, H, K].
 
-  Only shifts, slices and a concatenation: a gather would scatter in the backward pass.
+  Uses only shifts, slices and a concatenation: the backward pass of a gather would be a scatter.
   """
   shape = x_BNQHK.shape
-  # With one more axis it is another array, also in 1D: gradients of pieces are added up before they meet those of the
-  # block itself, as in version 0.1, whose runs are resumed bit for bit.
+  # The extra axis makes this a different array even in 1D: the gradients of the pieces are summed before the block's
+  # own is added, as in version 0.1, so that runs of that version resume bit for bit.
   cells = x_BNQHK.reshape(*shape[:2], *layout.block, 1, *shape[3:])
   parts = []
   for piece in layout.pieces:
@@ -97,7 +97,7 @@ def memory_blocks(x_BNQHK: jax.Array, layout: BlockLayout) -> jax.Array:
 class Window(NamedTuple):
   """Keys and values of one layer [B, H, K, R, Q] while images are drawn block by block.
 
-  They are of the last `layout.reach` blocks, the oldest first, and of the current one.
+  They cover the last `layout.reach` blocks, oldest first, and the current one.
   """
 
   keys: jax.Array
@@ -107,9 +107,9 @@ class Window(NamedTuple):
 class Cache(NamedTuple):
   """Keys and values [B H, K, M] of one layer while the slots of a block are generated.
 
-  First those of the halo, from earlier blocks, then the block's own, written slot by slot; the
-  mask hides what is not yet. The slot comes last, so that reading a cache runs along memory;
-  images and heads are one axis, since with two of them XLA copies a cache at every step.
+  Those of the halo, from earlier blocks, come first, then the block's own, written slot by slot;
+  a mask hides slots not yet written. The slot axis is last, so that a cache is read contiguously;
+  images and heads share one axis, since with two axes XLA copies the cache at every step.
   """
 
   keys: jax.Array
@@ -123,7 +123,7 @@ def cached_attention(q_BHK: jax.Array, k_BHK: jax.Array, v_BHK: jax.Array, drops
   Returns:
     [B, H, K], and the cache with this slot's key and value.
   """
-  assert drops is None, 'nothing is dropped while sampling'
+  assert drops is None, 'there is no dropout while sampling'
 
   def write(old_GKM, new_BHK):
     new_GK = new_BHK.reshape(old_GKM.shape[:2])
@@ -138,13 +138,13 @@ def cached_attention(q_BHK: jax.Array, k_BHK: jax.Array, v_BHK: jax.Array, drops
 
 
 def empty_window(layout: BlockLayout, shape_BHK: tuple[int, int, int], dtype: jnp.dtype) -> Window:
-  """Before the first slot."""
+  """The window before the first slot."""
   zeros = jnp.zeros((*shape_BHK, layout.reach + 1, layout.block_size), dtype)
   return Window(zeros, zeros)
 
 
 def window_at(k_BNQHK: jax.Array, v_BNQHK: jax.Array, layout: BlockLayout, block: int) -> Window:
-  """With which a block begins or is continued, from the keys and values of all slots."""
+  """The window from which a block is started or resumed, from the keys and values of all slots."""
 
   def recent(x_BNQHK):
     x_BNQHK = jnp.pad(x_BNQHK, [(0, 0), (layout.reach, 0)] + [(0, 0)] * 3)  # nothing is before the first block
@@ -167,11 +167,11 @@ def begin_block(window: Window, layout: BlockLayout) -> Cache:
 
 
 def end_block(window: Window, cache: Cache) -> Window:
-  """Takes a finished block into the window, in place of the oldest."""
+  """Adds a finished block to the window and drops the oldest."""
 
   def push(x_BHKRQ, x_GKM):
     own = x_GKM[..., -x_BHKRQ.shape[-1]:].reshape(*x_BHKRQ.shape[:3], 1, -1)
-    # What the next block finds in its own slots is stale, but hidden until it is overwritten.
+    # The next block's own slots hold stale values, hidden until they are overwritten.
     return jnp.concatenate([x_BHKRQ[..., :-1, :], own, own], axis=3)[..., 1:, :]
 
   return Window(push(window.keys, cache.keys), push(window.values, cache.values))

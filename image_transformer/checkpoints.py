@@ -16,13 +16,13 @@ from image_transformer.errors import InputError, RunError
 from image_transformer.stopping import Stopped
 from image_transformer.workdir import warn
 
-# What Orbax makes of a full disk, on one process and on several.
+# What Orbax raises when the disk is full, on one process and on several.
 _SAVE_ERRORS = OSError, ValueError, jax.errors.JaxRuntimeError
-_ATTEMPTS = 3  # to save what must be saved before the process ends
+_ATTEMPTS = 3  # to save a checkpoint before the process ends
 
 
 def saved_steps(workdir: epath.PathLike) -> list[int]:
-  """The steps saved in a workdir, which need not exist, the oldest first."""
+  """The steps saved in a workdir, oldest first; the workdir need not exist."""
   folder = epath.Path(workdir) / 'checkpoints'
   names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
   return sorted(int(name) for name in names if name.isdigit())
@@ -32,10 +32,10 @@ class Checkpoints:
   """Saves and restores training states; a context manager.
 
   Args:
-    workdir: of the run.
-    keep: how many checkpoints are kept; None: they are only read.
-    every: after how many steps they are due. One saved out of turn, when a run was stopped, is
-      kept only until the next, so that it displaces none of them.
+    workdir: the workdir of the run.
+    keep: how many checkpoints to keep; None: read only.
+    every: the number of steps between regular checkpoints. An extra one, saved when a run is
+      stopped, is kept only until the next, so that it does not displace a regular one.
   """
 
   def __init__(self, workdir: epath.PathLike, keep: int | None = None, every: int = 1):
@@ -55,17 +55,17 @@ class Checkpoints:
 
   def __exit__(self, kind, *exception):
     if kind and jax.process_count() > 1 and not issubclass(kind, (Stopped, RunError)):
-      return  # the other processes are not here, and would be waited for in vain
+      return  # the other processes do not get here, so waiting for them would hang
     self.failed(wait=True)
     self._manager.close()
 
   @property
   def steps(self) -> list[int]:
-    """Of all checkpoints, the oldest first."""
+    """The steps of all checkpoints, oldest first."""
     return sorted(self._manager.all_steps())
 
   def save(self, step: int, state: Any) -> None:
-    """Starts saving a tree of arrays under a step, unless it is saved already; `failed` tells how that went."""
+    """Starts saving a tree of arrays for a step, unless that step is already saved; `failed` gives the outcome."""
     self.failed(wait=True)
     if step in self.steps:
       return
@@ -78,9 +78,9 @@ class Checkpoints:
       self._error = error
 
   def failed(self, wait: bool = False) -> bool:
-    """Whether the last save has failed, which is reported once; one in progress has not, unless it is waited for.
+    """Whether the last save failed, reported once; a save in progress counts as not failed, unless `wait` is set.
 
-    Older checkpoints are as they were then, and `save` may be tried again. Every process must ask.
+    After a failure older checkpoints are intact, and `save` may be called again. Every process must call this.
     """
     error, self._error = self._error, None
     if not error and (wait or not self._manager.is_saving_in_progress()):
@@ -90,35 +90,35 @@ class Checkpoints:
         error = late_error
     if not devices.any_process(error is not None):
       return False
-    warn(f'a checkpoint could not be saved in {self._folder} ({_reason(error)}); the older ones are as they were.')
-    # A manager whose save failed has lost count, and left half a checkpoint. A new one clears up.
+    warn(f'a checkpoint could not be saved in {self._folder} ({_reason(error)}); the older ones are intact.')
+    # After a failed save, the manager is inconsistent and has left a partial checkpoint; a new one cleans up.
     self._open()
     return True
 
   def save_surely(self, step: int, state: Any) -> None:
-    """Saves, and waits until that is done.
+    """Saves, and waits until the save is complete.
 
     Raises:
-      RunError: if it fails several times.
+      RunError: if every attempt fails.
     """
     for attempt in range(_ATTEMPTS):
       time.sleep(2 * attempt)
       self.save(step, state)
       if not self.failed(wait=True):
         return
-    kept = f'that of step {self.steps[-1]} is the newest' if self.steps else 'there is none'
-    raise RunError(f'The checkpoint of step {step} could not be saved in {self._folder}; {kept}. Make room or mend '
-                   'the permissions, then give the same command again.')
+    kept = f'the newest one is of step {self.steps[-1]}' if self.steps else 'there is none'
+    raise RunError(f'The checkpoint of step {step} could not be saved in {self._folder}; {kept}. Free disk space or '
+                   'fix the permissions, then run the same command again.')
 
   def restore(self, like: Any) -> Iterator[Any]:
-    """Yields the states that were saved, the newest first, as host arrays in the structure of `like`.
+    """Yields the saved states, newest first, as host arrays with the structure of `like`.
 
-    A checkpoint that cannot be read, or does not hold what was saved, is reported and left out.
+    A checkpoint that cannot be read, or whose checksum does not match, is reported and skipped.
 
     Raises:
-      InputError: if there are checkpoints, and all are damaged.
+      InputError: if there are checkpoints, but all are damaged.
     """
-    # Arrays without memory of their own, which only tell Orbax what to make.
+    # Broadcast zeros take up no RAM; they only tell Orbax the shapes and dtypes.
     like = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), like)
     steps, good = self.steps, 0
     for step in reversed(steps):
@@ -130,15 +130,15 @@ class Checkpoints:
         good += 1
         yield state
     if steps and not good:
-      raise InputError(f'Every checkpoint in {self._folder} is damaged ({reason}): put a whole one there, or begin '
-                       'anew in another workdir.')
+      raise InputError(f'Every checkpoint in {self._folder} is damaged ({reason}): restore an intact one, or '
+                       'start over in another workdir.')
 
   def _read(self, step, like):
     items = ocp.args.Composite(state=ocp.args.StandardRestore(like), digest=ocp.args.JsonRestore())
     try:
       restored = self._manager.restore(step, args=items)
       if _digest(restored['state']) != restored['digest']['sha256']:
-        return 'its values are not those that were saved', None
+        return 'its checksum does not match', None
       return '', restored['state']
     except (MemoryError, PermissionError):
       raise
@@ -160,13 +160,13 @@ class Checkpoints:
 class _Manager(ocp.CheckpointManager):
 
   def reached_preemption(self, step: int) -> bool:
-    """Never: the preemption service counts calls, and `stopping.poll` makes them all."""
+    """Always false: the preemption service counts calls, and only `stopping.poll` may make them."""
     return False
 
 
 @dataclasses.dataclass
 class _Preserve(ocp.checkpoint_managers.PreservationPolicy):
-  """The newest checkpoint, the newest few that were due and, if more than one is kept, one to fall back to."""
+  """Keeps the newest checkpoint, the newest `keep` regular ones and, if `keep` > 1, at least one to fall back to."""
 
   keep: int
   every: int
@@ -178,7 +178,7 @@ class _Preserve(ocp.checkpoint_managers.PreservationPolicy):
 
 
 def _digest(tree: Any) -> str:
-  """SHA-256 of every array with its name, type and shape: what is read back must be what was saved, bit for bit."""
+  """SHA-256 of every array with its name, dtype and shape, to verify that what is read is what was saved."""
   digest = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     array = np.ascontiguousarray(leaf)

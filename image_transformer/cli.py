@@ -10,9 +10,9 @@
 
 Once installed, `image-transformer` is the same program, and takes the configurations that come with it by name
 (--config=cifar10_2d:smoke). The same command resumes a run in a workdir that exists. SIGTERM or SIGINT (Ctrl-C)
-stops the program after the current step, with exit code 75; 0 means that it is finished. Later modes read the
-run's configuration from its workdir; --config given as well must be the same run's, and wins in fields that do
-not define the run. Bad input is reported in one line, with exit code 2.
+stops the program after the current step, with exit code 75; 0 means that it is finished. The other modes read
+the run's configuration from its workdir; a --config given as well must be of the same run, and overrides fields
+that do not define the run. Bad input is reported in one line, with exit code 2.
 """
 
 import logging
@@ -33,31 +33,31 @@ from image_transformer.errors import InputError, RunError, last_line
 from image_transformer.library import Run, load
 from image_transformer.training import train
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, such as configs/digits.py or its :smoke.')
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, such as configs/digits.py[:smoke].')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run. Default: runs/<name of the configuration>.')
 _MODE = flags.DEFINE_string('mode', 'train', 'train, eval, sample, complete, superres, picture or table.')
 _AVERAGE = flags.DEFINE_integer('average_checkpoints', 1, 'Use the mean of the parameters of the newest N checkpoints.')
-_NUM_SAMPLES = flags.DEFINE_integer('num_samples', None, 'How many images; of each input, where there are inputs. '
-                                    'Default: sample.num_images; 4 of each input.')
-_TEMPERATURE = flags.DEFINE_list('temperature', None, 'One, or several separated by commas. Default: '
+_NUM_SAMPLES = flags.DEFINE_integer('num_samples', None, 'How many images to draw; per input, if there are inputs. '
+                                    'Default: sample.num_images, or 4 per input.')
+_TEMPERATURE = flags.DEFINE_list('temperature', None, 'One or more, separated by commas. Default: '
                                  'sample.temperature.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Seed of the images drawn.')
 _NPZ = flags.DEFINE_bool('npz', False, 'Also write all arrays as .npz.')
-_INPUT = flags.DEFINE_string('input', None, 'An image or a folder of them. Default: the images of eval.split.')
-_NUM_INPUTS = flags.DEFINE_integer('num_inputs', 8, 'How many inputs, the first ones; 0: all.')
-_KEEP = flags.DEFINE_integer('keep', None, 'How many rows of each input are given.')
-_KIND = flags.DEFINE_string('kind', 'attention', 'Of picture: attention (what a position used), memory (what it may '
-                            'see), bits (what pixels cost) or curves (bits/dim by step).')
-_POSITION = flags.DEFINE_list('position', None, 'ROW,COLUMN of the pixel that looks. Default: the middle.')
+_INPUT = flags.DEFINE_string('input', None, 'An image file or a folder. Default: the images of eval.split.')
+_NUM_INPUTS = flags.DEFINE_integer('num_inputs', 8, 'How many inputs to use, from the first; 0: all.')
+_KEEP = flags.DEFINE_integer('keep', None, 'How many rows of each input to keep.')
+_KIND = flags.DEFINE_string('kind', 'attention', 'The picture: attention (of one position), memory (what it may attend '
+                            'to), bits (of each pixel) or curves (bits/dim by step).')
+_POSITION = flags.DEFINE_list('position', None, 'ROW,COLUMN of the query pixel. Default: the middle.')
 _CSV = flags.DEFINE_bool('csv', False, 'CSV instead of Markdown.')
-_DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'This is one of several processes; a TPU pod, SLURM or Open MPI '
-                                 'says which one.')
-_COORDINATOR = flags.DEFINE_string('coordinator', None, 'The same by hand: HOST:PORT of process 0.')
-_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --coordinator: how many processes there are.')
-_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator: which one this is, from 0.')
+_DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Run as one of several processes, set up by a TPU pod, SLURM or '
+                                 'Open MPI.')
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'The same, set by hand: HOST:PORT of process 0.')
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --coordinator: the number of processes.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator: the index of this process, from 0.')
 _CONDITIONS = [flags.DEFINE_list(name, None, text) for name, text in tasks.FLAGS.items()]
 
-# Which flags a mode, or a kind of picture, reads, besides --workdir and those of several processes.
+# Which flags each mode or kind of picture reads, besides --workdir and those for several processes.
 _TYPED = list(tasks.FLAGS)
 _FLAGS = {'train': ['config'], 'eval': ['config', 'average_checkpoints'], 'table': ['csv']}
 _FLAGS['sample'] = [*_FLAGS['eval'], 'num_samples', 'temperature', *_TYPED, 'seed', 'npz']
@@ -83,7 +83,7 @@ def _eval() -> None:
 
 def _complete() -> None:
   if _KEEP.value is None:
-    raise InputError('--keep is None, but must be the number of rows that are given.')
+    raise InputError('--keep is None, but must be the number of rows to keep.')
   _task().complete(_KEEP.value)
 
 
@@ -112,7 +112,7 @@ _MODES = {'train': _train, 'eval': _eval, 'sample': lambda: _task().sample(), 'c
 def _load() -> Run:
   check(0 < _AVERAGE.value < 2**31, 'num_checkpoints', _AVERAGE.value, 'in 1..2^31-1')
   runs.read_config(_workdir())  # before data are prepared
-  runs.read_num_train_images(_workdir())  # so that a damaged file does not cost what comes now
+  runs.read_num_train_images(_workdir())  # so that a damaged file fails before the slow part
   config = _given_config()
   run = load(_workdir(), config and data.with_stand_in(config), _AVERAGE.value)
   if _MODE.value in ('eval', 'superres') and data.note(run.config):
@@ -161,7 +161,7 @@ def _parse(argv: list[str]) -> None:
   """Reads flags; a configuration may be given by its name.
 
   Raises:
-    InputError: for whatever is wrong with them.
+    InputError: if they are not valid.
   """
   for i, (before, word) in enumerate(zip(argv, argv[1:]), 1):
     field = re.match(r'--?config\.([\w.]+)', word)
@@ -172,7 +172,7 @@ def _parse(argv: list[str]) -> None:
       argv = [*argv[:i], f'{named[1] or ""}{experiments.find(named[2])}{named[3] or ""}', *argv[i + 1:]]
   try:
     rest = flags.FLAGS(argv)
-    # A file that could not be loaded shows only on use.
+    # A file that could not be loaded is detected only on use.
     check(_CONFIG.value is None or hasattr(_CONFIG.value, 'to_dict'), '--config', _CONFIG.value,
           'a file whose get_config() returns a ConfigDict')
   except InputError:
@@ -180,8 +180,8 @@ def _parse(argv: list[str]) -> None:
   except flags.UnrecognizedFlagError as error:
     hint = '; it needs --config=configs/NAME.py before it' if error.flagname.startswith('config.') else ''
     raise InputError(last_line(error) + hint) from error
-  # Besides absl's own errors, ml_collections lets those of a missing or broken configuration
-  # file and of a mistyped field through.
+  # Besides absl's own errors, ml_collections passes on those of a missing or broken
+  # configuration file and of a mistyped field.
   except (flags.Error, OSError, ImportError, AttributeError, KeyError, TypeError, ValueError) as error:
     raise InputError(last_line(error)) from error
   except Exception as error:  # the file is a program, and can raise anything
@@ -205,18 +205,18 @@ def main(argv: list[str]) -> int:
       print(f'  --{flag.name}: {flag.help} [{flag.default}]')
     return 0
   stopping.listen()
-  # Libraries print tracebacks of what is reported here in one line, such as a checkpoint that could not be saved.
+  # Libraries print tracebacks for errors that are reported here in one line, such as a failed checkpoint.
   logging.disable(logging.ERROR)
   sys.unraisablehook = lambda unraisable: None
   try:
     _parse(argv)
     if devices.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value):
       stopping.tell_others()
-      if not devices.is_first():  # which speaks for all
+      if not devices.is_first():  # the first one prints for all
         sys.stdout = open(os.devnull, 'w')
     _MODES[_MODE.value]()
   except (InputError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
-    # What the library calls a parameter, the user knows as a flag.
+    # Messages name the library's parameters; the user knows them as flags.
     return _end(re.sub(r'^(\w+)(?= is )', lambda name: _AS_FLAG.get(name[1], name[1]), str(error)), 2)
   except RunError as error:
     return _end(error, 1)

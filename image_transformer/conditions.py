@@ -1,8 +1,8 @@
-"""What images are conditioned on (paper sections 3.2 and 5.2): what all kinds of conditions have in common.
+"""Conditions of images (paper sections 3.2 and 5.2): the interface that all kinds of conditions share.
 
-A condition is an object that says everything about one kind: its name and shape, how a
-network encodes it, how it comes with an example of a dataset, what to draw when nobody says,
-and how it is typed. To add a kind, write a class as in `labels.py`; `model.py` lists them all.
+A condition object defines one kind: its name and shape, how a network encodes it, how it is
+read from an example of a dataset, its default for sampling, and how it is typed on the command
+line. To add a kind, write a class as in `labels.py` and list it in `model.py`.
 
 Shape suffixes: B batch, C positions of a context, D features.
 """
@@ -19,11 +19,11 @@ from image_transformer.config import ImageSpec, ModelConfig
 
 
 class Encoding(NamedTuple):
-  """What a network makes of a condition, once for an image: a vector, a context, or both."""
+  """The encoding of a condition, computed once per image: a vector, a context, or both."""
 
   vector_BD: jax.Array | None = None  # added at every position
   context_BCD: jax.Array | None = None  # which every layer attends to
-  visible_BC: jax.Array | None = None  # bool, of the context; None: all of it
+  visible_BC: jax.Array | None = None  # bool, what is visible of the context; None: all of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Condition:
   config: ModelConfig
   spec: ImageSpec
 
-  name: ClassVar[str]  # its key in batches and in what the network is given
+  name: ClassVar[str]  # its key in batches and in `given`
   has_context: ClassVar[bool] = False  # whether the encoding has a context
-  flag: ClassVar[tuple[str, str] | None] = None  # how the command calls it and explains it, where it can be typed
+  flag: ClassVar[tuple[str, str] | None] = None  # its flag's name and help, if it can be typed
 
   def __post_init__(self):
-    """Raises InputError where the configuration does not fit the images."""
+    """Raises InputError if the configuration does not fit the images."""
 
   @classmethod
   def is_used(cls, config: ModelConfig) -> bool:
@@ -47,7 +47,7 @@ class Condition:
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """Of one image's value."""
+    """The shape of one image's value."""
     raise NotImplementedError
 
   @property
@@ -63,24 +63,24 @@ class Condition:
     raise NotImplementedError
 
   def default(self, num_images: int) -> tuple[np.ndarray, int] | None:
-    """Values to draw images of when nobody says which, and in how many columns to show them; None: there are none."""
+    """Values to sample with if none are given, and in how many columns to show the images; None: no default."""
     return None
 
   def shown(self, values: np.ndarray) -> list[np.ndarray]:
-    """Columns of images [N, H, W, C] that stand before samples in a picture."""
+    """Columns of images [N, H, W, C] to show before the samples in a picture."""
     return []
 
   def parse(self, words: Sequence[str]) -> np.ndarray:
-    """Values [words, *shape] from what was typed.
+    """Parses words typed by the user into values [words, *shape].
 
     Raises:
-      InputError: if it means nothing.
+      InputError: if they are not valid.
     """
     raise NotImplementedError
 
 
 def default_given(conditions: Mapping[str, Condition], num_images: int) -> tuple[dict[str, np.ndarray], int]:
-  """What images are drawn of when nobody says, where there is such a thing, and in how many columns they are shown."""
+  """The default conditions for sampling, where there are any, and in how many columns to show the images."""
   given, columns = {}, square(num_images)
   for name, condition in conditions.items():
     default = condition.default(num_images)
@@ -90,5 +90,5 @@ def default_given(conditions: Mapping[str, Condition], num_images: int) -> tuple
 
 
 def square(num_images: int) -> int:
-  """Columns of a grid that is as high as wide."""
+  """The number of columns of a square grid."""
   return int(np.ceil(num_images**0.5))

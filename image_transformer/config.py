@@ -1,7 +1,7 @@
 """Configuration: frozen dataclasses that hold the defaults and validate themselves.
 
 Every field is documented here and nowhere else; `configs/base.py` turns these defaults into
-the ml_collections tree that experiments override, which only the command sees. A bad value
+the ml_collections tree that experiments override and only the command uses. A bad value
 raises `InputError` naming the field as the user would type it (`model.num_heads`).
 """
 
@@ -28,10 +28,10 @@ def check(condition: object, field: str, value: Any, need: str) -> None:
 
 
 def shown(value: Any) -> str:
-  """A value as messages show it: shortened."""
+  """The text of a value for a message, shortened if it is long."""
   try:
     text = repr(value)
-  except ValueError:  # Python writes no integers of more than 4300 digits
+  except ValueError:  # Python does not print integers of more than 4300 digits
     return 'an integer of thousands of digits'
   return text if len(text) <= 200 else f'{text[:100]}...{text[-50:]}'
 
@@ -43,7 +43,7 @@ def _check_ranges(prefix: str, config: Any, need: str, test, *fields: str) -> No
 
 
 def _check_whole(prefix: str, config: Any, low: int, high: int, *fields: str, zero: str = '') -> None:
-  """`zero`: what 0 means, where it has a meaning of its own."""
+  """`zero`: what 0 means, if it has a special meaning."""
   need = f'0 ({zero}) or positive, at most {high}' if zero else f'in {low}..{high}'
   _check_ranges(prefix, config, need, lambda value: low <= value <= high, *fields)
 
@@ -56,7 +56,7 @@ def _check_choices(prefix: str, config: Any) -> None:
       check(value in get_args(kind), f'{prefix}.{field}', value, f'one of {", ".join(get_args(kind))}')
 
 
-# Floats are used as float32, in which they must still be what they are here.
+# Floats are used as float32, so they must satisfy these bounds there too.
 POSITIVE = 'a positive number that float32 holds'
 _FRACTION = 'in [0, 1), rounded to float32 too'
 
@@ -64,7 +64,7 @@ _MIN_FLOAT, _MAX_FLOAT = float(np.finfo(np.float32).tiny), float(np.finfo(np.flo
 
 
 def positive_float(value: Any) -> bool:
-  """Whether this is a positive number, and stays so and finite in float32."""
+  """Whether this is a number that is positive and finite in float32."""
   return isinstance(value, (int, float, np.number)) and bool(_MIN_FLOAT <= value <= _MAX_FLOAT)
 
 
@@ -74,7 +74,7 @@ def _fraction(value: float) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
-  """What the images of a dataset are; comes from the dataset, not the user."""
+  """The format of a dataset's images; comes from the dataset, not the user."""
 
   height: int
   width: int
@@ -120,15 +120,15 @@ class ModelConfig:
   norm: Literal['post', 'pre'] = 'post'  # post: LN(x + f(x)), the paper's; pre: x + f(LN(x))
   coordinates: Literal['sine', 'learned'] = 'sine'
   # Multiplies the initial weights that embed intensities or pixels. At 1, the official
-  # initialisation, coordinates drown them, pixels above all, and short runs learn little.
+  # initialisation, the positional encoding drowns them out, above all pixels, and short runs learn little.
   embedding_gain: float = 1.0
   class_conditional: bool = False  # adds a class embedding at every position
   # Super-resolution: the image is generated given itself downsampled by this factor, which an
   # encoder reads and every decoder layer attends to; 1: none.
   upscale: int = 1
   num_encoder_layers: int = 0  # super-resolution only
-  # Gives the small image the coordinates of the large one, and lets every position begin by attending to its own
-  # place there. False: as the original, which has to find it, and in short runs does not.
+  # Gives the small image the coordinates of the large one, and initialises every position to attend to its own
+  # location there. False: as in the original, which must learn this alignment, and in short runs does not.
   align_encoder: bool = False
   dropout: float = 0.3  # on the embedded input and on every residual branch
   attention_dropout: float = 0.0  # on the attention weights; the original has none
@@ -167,7 +167,7 @@ class ModelConfig:
     weights = self.hidden_size * (layers * (4 * self.qkv_width + 2 * self.ffn_size) + 3 * self.num_mixtures)
     if weights > _MAX_WEIGHTS:  # these are most of them
       raise InputError('model.num_layers, model.hidden_size, model.qkv_size, model.ffn_size and model.num_mixtures '
-                       f'make {weights:,} weights, but no device holds {_MAX_WEIGHTS:,}: make one of them smaller.')
+                       f'make {weights:,} weights, but no device holds {_MAX_WEIGHTS:,}: reduce one of them.')
 
   @property
   def qkv_width(self) -> int:
@@ -179,9 +179,9 @@ class TrainConfig:
   split: str = 'train'  # TFDS split expression, such as 'train[:90%]'
   steps: int = 500_000  # optimizer steps; the paper states none
   batch_size: int = 32  # images per step over all devices (the paper: 4 on each of 8)
-  accumulation: int = 1  # a step's images go through in this many parts, one after another
+  accumulation: int = 1  # gradient accumulation: each step's batch is processed in this many parts, one after another
   flip: bool = False  # random horizontal flips; the paper has no augmentation
-  ema_decay: float = 0.0  # averaged parameters; 0: none
+  ema_decay: float = 0.0  # of the exponential moving average of the parameters; 0: none
   log_every: int = 100  # steps between lines of metrics.jsonl
   checkpoint_every: int = 2_000
   keep_checkpoints: int = 3
@@ -201,8 +201,8 @@ class TrainConfig:
 class EvalConfig:
   split: str = 'test'
   batch_size: int = 32  # images at a time over all devices; the result does not depend on it
-  num_images: int = 0  # the first so many of the split; 0: all
-  num_images_during_training: int = 512  # the same, for the evaluations while training
+  num_images: int = 0  # how many images of the split to use, from the first; 0: all
+  num_images_during_training: int = 512  # the same, for evaluations during training
   ema: bool = True  # evaluate and sample with the averaged parameters, where there are any
 
   def __post_init__(self):
@@ -222,7 +222,7 @@ class OptimizerConfig:
   b2: float = 0.98
   epsilon: float = 1e-9
   clip_norm: float = 0.0  # global norm to which gradients are clipped; 0: not clipped, as in the paper
-  # So many steps in a row may be skipped because their gradient is not finite; the next stops the run.
+  # How many steps in a row may be skipped for a gradient that is not finite; one more stops the run.
   skip_non_finite: int = 0
 
   def __post_init__(self):
@@ -252,7 +252,7 @@ class FolderConfig:
 
   path: str = ''  # PNG, JPEG or WebP files, in sub-folders too
   size: tuple[int, ...] = (32, 32)  # height and width to which they are downsampled
-  crop: bool = True  # cut from the centre what has the shape of `size`; False: squeeze the whole image into it
+  crop: bool = True  # crop from the centre to the proportions of `size`; False: squeeze the whole image into it
   test_fraction: float = 0.1  # of the images, kept out of training as the split 'test'
 
   def __post_init__(self):
@@ -264,10 +264,10 @@ class FolderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  seed: int = 0  # with the step, the source of every random number
+  seed: int = 0  # with the step, determines every random number
   data_dir: str = ''  # where TFDS keeps data; '': $TFDS_DATA_DIR, else ~/tensorflow_datasets
   dataset: str = 'cifar10'  # a name in image_transformer/datasets
-  # Where the dataset is not available, train on generated images of its shape instead. Not a result.
+  # If the dataset is not available, train on generated images of its shape instead. Not a result.
   stand_in: bool = False
   folder: FolderConfig = FolderConfig()
   model: ModelConfig = ModelConfig()
@@ -291,7 +291,7 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 def _build(cls, values, prefix):
   if not isinstance(values, dict):
-    raise InputError(f'{prefix[:-1] or "The configuration"} is {shown(values)}, but must hold fields of its own.')
+    raise InputError(f'{prefix[:-1] or "The configuration"} is {shown(values)}, but must be a dictionary of fields.')
   fields = {field.name: field for field in dataclasses.fields(cls)}
   kwargs = {}
   for name, value in values.items():
@@ -307,7 +307,7 @@ def _build(cls, values, prefix):
 
 
 def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Nested dictionaries as one, with fields as they are typed, such as model.num_heads."""
+  """Flattens nested dictionaries into one, keyed by dotted fields such as model.num_heads."""
   flat = {}
   for name, value in tree.items():
     flat.update(flatten(value, f'{prefix}{name}.') if isinstance(value, dict) else {prefix + name: value})
@@ -315,12 +315,12 @@ def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def fields() -> list[str]:
-  """All of them, as they are typed."""
+  """All fields, dotted."""
   return list(flatten(dataclasses.asdict(Config())))
 
 
 def unknown_field(field: str) -> InputError:
-  """What to raise for a field that does not exist: names those of that name elsewhere, or the nearest."""
+  """The error for an unknown field; suggests fields of the same name in other sections, or else the nearest."""
   sections = [one.name for one in dataclasses.fields(Config)]
   last = lambda one: one.rpartition('.')[2]
   near = [one for one in fields() if last(one) == last(field)] or \
@@ -330,7 +330,7 @@ def unknown_field(field: str) -> InputError:
 
 
 def _cast(field, value, default):
-  """JSON has no tuples, people type 1 for 1.0, and NumPy has types of its own; else it must have the default's type."""
+  """Converts lists to tuples, integers to floats and NumPy scalars, as needed; then requires the default's type."""
   value = _plain(value)
   if isinstance(default, tuple) and isinstance(value, (list, tuple)):
     value = tuple(map(_plain, value))

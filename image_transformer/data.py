@@ -1,4 +1,4 @@
-"""Batches of images: TFDS's array_record files, read at random with Grain.
+"""Batches of images: TFDS's array_record files, read by random access with Grain.
 
 A training batch is a function of (seed, step), so that resuming needs no state
 but the step. Batches are planned as indices, identically on every process, and
@@ -32,25 +32,25 @@ Batch = dict[str, np.ndarray]
 # the interpreter, since records are small and decoded in Python.
 _READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 
-_ENOUGH = 10**9  # images, where it is not known how many: any part of so many names some
+_ENOUGH = 10**9  # assumed number of images if it is unknown: no part of a split is then empty
 
-_STAND_IN = 'generated_'  # before a dataset's name: generated images in its place
+_STAND_IN = 'generated_'  # prefix of the name of a dataset that generated images replace
 
 
 def resolve_data_dir(data_dir: str) -> str:
-  """Returns where datasets are kept: `data_dir`, or what TFDS would take if it is ''.
+  """Returns the directory of datasets: `data_dir`, or TFDS's default if it is ''.
 
   Raises:
     InputError: for the home of a user who does not exist.
   """
   # TFDS itself reads the variable only once, when it is imported.
   path = os.path.expanduser(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
-  check(not path.startswith('~'), 'data_dir', path, 'a path whose user exists')  # or a folder of that name is made
+  check(not path.startswith('~'), 'data_dir', path, 'a path whose user exists')  # otherwise a folder '~...' is made
   return path
 
 
 def image_spec(config: Config) -> ImageSpec:
-  """Returns what the images of `config.dataset` are, without opening it.
+  """Returns the format of the images of `config.dataset`, without opening it.
 
   Raises:
     InputError: for an unknown name.
@@ -59,10 +59,10 @@ def image_spec(config: Config) -> ImageSpec:
 
 
 def check_data(config: Config) -> None:
-  """Checks what `config` says of the data, as far as that is possible without opening or preparing the dataset.
+  """Checks the data settings of `config` as far as possible without opening or preparing the dataset.
 
   Raises:
-    InputError: if a split names no images, or holds fewer than `eval.num_images`, or `data_dir` cannot be used.
+    InputError: if a split names no images, or holds fewer than `eval.num_images`, or `data_dir` is unusable.
   """
   dataset = _dataset(config)
   with _errors_in_one_line(config, dataset):
@@ -71,21 +71,21 @@ def check_data(config: Config) -> None:
     count = _expected(config, dataset, builder, config.eval.split)
   if count is not None:
     check(config.eval.num_images <= count, 'eval.num_images', config.eval.num_images,
-          f'at most {count}, what {config.eval.split} holds')
+          f'at most {count}, the size of {config.eval.split}')
 
 
 def open_split(config: Config, split: str) -> Sequence[dict[str, Any]]:
-  """Opens a split, preparing the dataset first where it is not in the data directory.
+  """Opens a split, preparing the dataset first if it is not in the data directory.
 
   Args:
-    config: says which dataset, and which conditions the model has.
+    config: names the dataset and the model's conditions.
     split: a TFDS split expression, such as 'train[:90%]'.
 
   Returns:
-    A random-access source of {'image': uint8 [H, W, C], 'label': int32 []} and of the values of
-    all conditions by name, such as 'low_res': uint8 [H / upscale, W / upscale, C], in the order of
-    storage; the label only where the dataset has classes. Where larger images are stored, both
-    image and low_res are the stored one downsampled, as in tensor2tensor.
+    A random-access source, in storage order, of {'image': uint8 [H, W, C], 'label': int32 []} and
+    the values of all conditions by name, such as 'low_res': uint8 [H / upscale, W / upscale, C];
+    without classes there is no label. If larger images are stored, both image and low_res are
+    downsampled from them, as in tensor2tensor.
 
   Raises:
     MissingDataError: if the dataset is not available.
@@ -107,12 +107,12 @@ def open_split(config: Config, split: str) -> Sequence[dict[str, Any]]:
 
 
 def full_size(config: Config, split: str) -> int | None:
-  """Returns how many images the split officially has; None for part of a split, or where there is no such number."""
+  """Returns the official number of images in a split; None for part of a split, or if there is no such number."""
   return _dataset(config).sizes.get(split)
 
 
 def note(config: Config) -> str:
-  """Returns one line that says which data this is, where that is easily mistaken; '' elsewhere."""
+  """Returns one line that says which data this is, if it is easily mistaken for other data; else ''."""
   dataset = _dataset(config)
   with _errors_in_one_line(config, dataset):
     text = dataset.note(_builder(dataset, config))
@@ -120,9 +120,9 @@ def note(config: Config) -> str:
 
 
 def with_stand_in(config: Config) -> Config:
-  """Returns `config`, with generated images for its dataset if `config.stand_in` and the dataset is missing.
+  """Returns `config`, with generated images for its dataset if `config.stand_in` and it is not available.
 
-  The dataset is prepared on the way, if it can be. A damaged one raises InputError: it is never replaced.
+  Prepares the dataset if possible. A damaged dataset raises InputError; it is never replaced.
   """
   if config.stand_in:
     dataset = _dataset(config)
@@ -135,7 +135,7 @@ def with_stand_in(config: Config) -> Config:
 
 
 def is_stand_in(config: Config) -> bool:
-  """Returns whether the dataset is generated images in place of a missing one, so that no number is a result."""
+  """Returns whether the dataset is generated images in place of a missing one, so that its numbers are not results."""
   return config.dataset.startswith(_STAND_IN)
 
 
@@ -143,7 +143,7 @@ def train_batches(source: Sequence, *, batch_size: int, seed: int, start_step: i
                   process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
   """Yields this process's part of the batches from step `start_step` on, without end.
 
-  Every image comes once in each len(source) draws, in an order that is new each time.
+  Every epoch holds every image once, in a new order.
 
   Args:
     source: as `open_split` returns it; it may be smaller than a batch.
@@ -155,7 +155,7 @@ def train_batches(source: Sequence, *, batch_size: int, seed: int, start_step: i
     process_count: in how many parts the batch is read.
 
   Returns:
-    An iterator of what `source` holds, {'image': uint8 [b, H, W, C], 'label': int32 [b], ...},
+    An iterator of batches of `source`, {'image': uint8 [b, H, W, C], 'label': int32 [b], ...},
     b = batch_size / process_count.
 
   Raises:
@@ -183,7 +183,7 @@ def eval_batches(source: Sequence, *, batch_size: int, num_images: int = 0, proc
                  process_count: int = 1) -> Iterator[Batch]:
   """Yields this process's part of the images: each exactly once, in order, in padded batches.
 
-  Every process yields equally many batches, if need be of padding alone.
+  Every process yields the same number of batches, some of them only padding if need be.
 
   Args:
     source: as `open_split` returns it.
@@ -193,13 +193,13 @@ def eval_batches(source: Sequence, *, batch_size: int, num_images: int = 0, proc
     process_count: in how many parts each batch is read.
 
   Returns:
-    An iterator of what `train_batches` yields. The last batch is filled up with copies
-    of the last image, which must not count.
+    An iterator of what `train_batches` yields. The last batch is padded with copies
+    of the last image, which the caller must discard.
 
   Raises:
     InputError: if `source` holds fewer images, or process_count does not divide batch_size.
   """
-  check(num_images <= len(source), 'eval.num_images', num_images, f'at most {len(source)}, what the split holds')
+  check(num_images <= len(source), 'eval.num_images', num_images, f'at most {len(source)}, the size of the split')
   num_images = num_images or len(source)
   part = _part(batch_size, process_index, process_count)
 
@@ -212,12 +212,12 @@ def eval_batches(source: Sequence, *, batch_size: int, num_images: int = 0, proc
 
 
 def first_examples(source: Sequence, num_images: int) -> Batch:
-  """The first images of a source, and what comes with them, in one batch."""
+  """The first examples of a source, in one batch."""
   return next(eval_batches(source, batch_size=num_images, num_images=num_images))
 
 
 class _Examples:
-  """Stored examples; one that cannot be read raises InputError, in whatever thread."""
+  """Stored examples; one that cannot be read raises InputError, in any thread."""
 
   def __init__(self, config: Config, dataset: Dataset, examples: Sequence):
     self._config, self._dataset, self._examples = config, dataset, examples
@@ -246,10 +246,10 @@ def _errors_in_one_line(config: Config, dataset: Dataset) -> Iterator[None]:
     yield
   except InputError:
     raise
-  except Exception as error:  # TFDS, protobuf and array_record each have their own
+  except Exception as error:  # TFDS, protobuf and array_record each raise their own
     reason = ' '.join(str(error).split()) or type(error).__name__
     raise InputError(f'{config.dataset} cannot be read or prepared in {resolve_data_dir(config.data_dir)}/'
-                     f'{dataset.builder.name} ({reason}); mend or delete that directory, or set data_dir to '
+                     f'{dataset.builder.name} ({reason}); repair or delete that directory, or set data_dir to '
                      'another.') from error
 
 
@@ -258,7 +258,7 @@ def _builder(dataset: Dataset, config: Config) -> tfds.core.DatasetBuilder:
 
 
 def _prepare(dataset: Dataset, config: Config, *needed: str) -> tfds.core.DatasetBuilder:
-  """Splits that do not exist are refused before anything is written."""
+  """Prepares the dataset; rejects splits that do not exist before anything is written."""
   builder = _builder(dataset, config)
   for split in needed:
     _expected(config, dataset, builder, split)
@@ -267,25 +267,25 @@ def _prepare(dataset: Dataset, config: Config, *needed: str) -> tfds.core.Datase
   except OSError:
     if not builder.data_path.exists():
       raise
-    # Another process prepared it meanwhile, and TFDS would not overwrite that.
+    # Another process has prepared it meanwhile, and TFDS does not overwrite.
     builder = _builder(dataset, config)
   return builder
 
 
 def _expected(config: Config, dataset: Dataset, builder: tfds.core.DatasetBuilder, split: str) -> int | None:
-  """How many images a split holds, or will hold once it is prepared; None where nobody knows yet."""
+  """The number of images in a split, now or once it is prepared; None if it is not known yet."""
   if builder.info.splits:
     return _count(config, builder.info.splits, split)
   there = pathlib.Path(resolve_data_dir(config.data_dir)).absolute()
   while not there.exists():
     there = there.parent
   check(there.is_dir() and os.access(there, os.W_OK), 'data_dir', resolve_data_dir(config.data_dir),
-        f'a folder in which files can be made, as {there} is not')
+        f'a folder that can be written to, unlike {there}')
   infos = [tfds.core.SplitInfo(
       name=name, shard_lengths=[size or _ENOUGH], num_bytes=0, filename_template=tfds.core.ShardedFileTemplate(
           data_dir='', dataset_name=config.dataset, split=name, filetype_suffix='array_record'))
            for name, size in dataset.sizes.items()]
-  if 'shard' in split:  # TFDS decides how many there are when it writes them
+  if 'shard' in split:  # TFDS decides on the number of shards when it writes them
     return None
   count = _count(config, tfds.core.SplitDict(infos), split)
   return count if None not in dataset.sizes.values() else None
@@ -299,13 +299,13 @@ def _count(config: Config, splits: tfds.core.SplitDict, split: str) -> int:
   except Exception:  # TFDS raises several kinds, assertions among them
     count = 0
   if count <= 0:
-    raise InputError(f'Split {shown(split)} of {config.dataset} names no images; known: {", ".join(splits)} '
+    raise InputError(f'Split {shown(split)} of {config.dataset} is unknown or empty; known: {", ".join(splits)} '
                      "and parts of them, such as 'train[:90%]'.")
   return count
 
 
 def _check_files(split: tfds.core.SplitInfo) -> None:
-  """Records have checksums, but how many there are stands in another file, and too few would pass unseen."""
+  """Checks the number of records, which another file holds: their own checksums do not reveal missing ones."""
   for part in split.file_instructions:
     reader = array_record_module.ArrayRecordReader(os.fspath(part.filename))
     count = reader.num_records()

@@ -1,6 +1,6 @@
-"""The one seam to several devices and processes: `jax.pmap` over a named axis, and what carries data to and from it.
+"""Everything about several devices and processes: `jax.pmap` over a named axis, and moving data to and from it.
 
-Process k of P holds the k-th of P equal parts of every batch, its devices the equal parts of that.
+Process k of P holds the k-th of P equal parts of every batch, and its devices share that equally.
 """
 
 from collections.abc import Callable
@@ -19,14 +19,14 @@ AXIS = 'devices'
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None, distributed: bool) -> bool:
-  """Makes this process one of several; returns whether it is.
+  """Joins this process to the others, if it is one of several; returns whether it is.
 
   Args:
     coordinator, num_processes, process_id: all three, or none.
-    distributed: without them, whether a TPU pod, SLURM or Open MPI says which one this is; else it is the only one.
+    distributed: without them, whether to take them from a TPU pod, SLURM or Open MPI; False: a single process.
 
   Raises:
-    InputError: for values that cannot be, or if the others are not reached.
+    InputError: for invalid values, or if the other processes cannot be reached.
   """
   if coordinator is None or num_processes is None or process_id is None:
     given = coordinator, num_processes, process_id
@@ -50,8 +50,8 @@ def pmap(function: Callable, **kwargs) -> Callable:
 
 
 def replicate(tree: Any) -> Any:
-  """The same tree on every local device, with a leading axis for them."""
-  # Through the same axis as every step, so that the first step's input is placed like its
+  """Copies a tree to every local device, along a new leading axis."""
+  # Uses the same axis as every step, so that the first step's input is placed like its
   # output and nothing is compiled twice; `flax.jax_utils.replicate` places it differently.
   return pmap(lambda _, tree: tree, in_axes=(0, None))(np.arange(jax.local_device_count()), tree)
 
@@ -78,7 +78,7 @@ def gather(tree: Any) -> Any:
 
 
 def round_up(batch_size: int) -> int:
-  """The next batch size that all devices divide."""
+  """The batch size, rounded up to a multiple of the number of devices."""
   return -(-batch_size // jax.device_count()) * jax.device_count()
 
 
@@ -88,11 +88,11 @@ def is_first() -> bool:
 
 
 def same_everywhere(text: str) -> bool:
-  """Whether all processes have the same text; every process must ask."""
+  """Whether all processes have the same text; every process must call this."""
   number = np.uint32(zlib.crc32(text.encode()))
   return jax.process_count() == 1 or bool((multihost_utils.process_allgather(number) == number).all())
 
 
 def any_process(flag: bool) -> bool:
-  """Whether `flag` is true on some process; every process must ask."""
+  """Whether `flag` is true on any process; every process must call this."""
   return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())

@@ -1,7 +1,7 @@
-"""The door of the model and the samplers: images and conditions are checked where they come in.
+"""Validates the images and conditions that are passed to the model and the samplers.
 
-Shapes, types and names are checked of traced arrays too, which costs nothing at run time; intensities and labels
-only where values are known. Lists and NumPy arrays are as good as JAX's.
+Shapes, dtypes and names are checked for traced arrays too, which costs nothing at run time; the values themselves
+only if they are known. Lists, NumPy arrays and JAX arrays are all accepted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,20 +20,20 @@ def check_integers(name: str, values: Any, shape: Sequence[int], num_values: int
   """Returns a batch of integers as an array.
 
   Args:
-    name: how messages call it.
+    name: its name in messages.
     values: array or nested lists [B, *shape].
-    shape: of each image's.
-    num_values: they must be in 0..num_values-1.
+    shape: the shape of one image's values.
+    num_values: values must be in 0..num_values-1.
     num_images: B; None: any positive number.
 
   Raises:
-    InputError: if they do not fit, saying what came and what was needed.
+    InputError: if they do not fit; the message says what was given and what is needed.
   """
   traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
   try:
     array = jnp.asarray(values) if traced else np.asarray(values)
   except (ValueError, TypeError) as error:  # rows of different lengths, say
-    raise InputError(f'{name} must be an array of integers, but cannot be made into one '
+    raise InputError(f'{name} must be an array of integers, but cannot be converted to one '
                      f'({str(error).splitlines()[0]}).') from error
   verb = 'are' if name == 'images' else 'is'
   need = f'[{num_images or "B"}{"".join(f", {size}" for size in shape)}]'
@@ -52,18 +52,18 @@ def check_images(images: Any, spec: ImageSpec, num_images: int | None = None) ->
   """Returns images [B, H, W, C] as an integer array.
 
   Raises:
-    InputError: if they are not images of this kind.
+    InputError: if they do not fit `spec`.
   """
   return check_integers('images', images, spec.shape, spec.levels, num_images)
 
 
 def check_given(given: Any, conditions: Mapping[str, Any], num_images: int | None = None) -> dict[str, Any]:
-  """Returns what images are conditioned on, as integer arrays.
+  """Returns the conditions of images as integer arrays.
 
   Args:
     given: a value for each condition, by name.
     conditions: what the model needs, by name (`ImageTransformer.conditions`).
-    num_images: how many images there are; None: it follows from the first condition.
+    num_images: the number of images; None: as many as the first condition has values.
 
   Raises:
     InputError: if a condition is missing, unknown or does not fit.
@@ -86,7 +86,7 @@ def check_given(given: Any, conditions: Mapping[str, Any], num_images: int | Non
 
 
 def _hint(name: str, got: list[int], shape: list[int], num_images: int | None) -> str:
-  """What is probably the matter."""
+  """What is probably wrong."""
   if got == shape:
     return f': one image needs a batch axis, {name}[None]' if shape else ': one for each image'
   if got[1:] == shape:

@@ -1,5 +1,4 @@
-"""Dropout whose masks belong to images, so that they are the same on however many devices, and in however many parts,
-a batch is computed."""
+"""Dropout with one mask per image, so that masks do not depend on how a batch is split over devices and parts."""
 
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 
 
 class Drops(NamedTuple):
-  """What decides which numbers are dropped."""
+  """What determines which numbers are dropped."""
 
   rate: float
   keys_B: jax.Array  # one random key for each image
@@ -19,8 +18,8 @@ def drop(x: jax.Array, drops: Drops | None) -> jax.Array:
   """Sets a share of x [B, ...] to zero and scales up the rest; None: nothing is dropped."""
   if drops is None:
     return x
-  # 16 random bits decide, two decisions to a word: drawing the bits is what dropout takes its time for. So the rate
-  # is rounded to a multiple of 2^-16, here and in the scale.
+  # Each decision takes 16 random bits, half a word, since drawing bits is the main cost of dropout. So the rate is
+  # rounded to a multiple of 2^-16, here and in the scale.
   threshold = min(round(drops.rate * 2**16), 2**16 - 1)
   size = x[0].size
 

@@ -1,4 +1,4 @@
-"""What goes into the first layer: embedded intensities, coordinates and classes (paper section 3.1).
+"""Inputs of the first layer: embeddings of intensities and classes, and positional encodings (paper section 3.1).
 
 Shape suffixes: X any axes, V values of a position, D features.
 """
@@ -15,7 +15,7 @@ official_init = nn.initializers.variance_scaling(0.2, 'fan_avg', 'uniform')
 
 
 def _scaled(gain: float, shape: Callable = lambda shape: shape) -> Callable:
-  """The official initialisation times `gain`, for a weight that the original keeps as `shape`."""
+  """The official initialisation times `gain`; `shape` maps a weight's shape to its shape in the original."""
   return lambda key, own, dtype=jnp.float32: gain * official_init(key, shape(own), dtype).reshape(own)
 
 
@@ -60,17 +60,17 @@ class PixelEmbedding(nn.Module):
     """Pixels -> [X, D]; a pixel has no channel, so that argument is ignored."""
     del channel_X
     scaled = values_XV.astype(jnp.float32) / ((self.levels - 1) / 2) - 1
-    # The 1 x C convolution is a dense layer here, but its kernel was [1, C, 1, features].
+    # The 1 x C convolution is a dense layer here, but in the original its kernel is [1, C, 1, features].
     init = _scaled(self.gain, lambda shape: (1, shape[0], 1, shape[1]))
     return nn.relu(nn.Dense(self.features, kernel_init=init, name='conv')(scaled))
 
 
 def sine_table(length: int, features: int, spacing: int = 1, depth: int = 1) -> np.ndarray:
-  """float32 [length, 2 * (features // 4)]: sines, then cosines, of one coordinate.
+  """float32 [length, 2 * (features // 4)]: positional encoding of one coordinate, sines, then cosines.
 
   Half of a two-coordinate signal of width `features`; wavelengths run from 2 pi to
   1e4 * 2 pi. (tensor2tensor's `timing`.) With a spacing, a pixel of `depth` positions
-  has the coordinates of the centre of so many.
+  has the coordinates of the centre of `spacing` pixels.
   """
   num = features // 4
   inverse = np.exp(-np.arange(num) * np.log(1e4) / max(num - 1, 1))
@@ -81,7 +81,7 @@ def sine_table(length: int, features: int, spacing: int = 1, depth: int = 1) -> 
 
 
 class Coordinates(nn.Module):
-  """Row and column of the position that is to be predicted; RGB intensities have columns of their own."""
+  """Positional encoding of the position to predict, by row and column; each RGB intensity has its own column."""
 
   rows: int
   columns: int

@@ -1,4 +1,4 @@
-"""Errors that end a run, each with one line for the user."""
+"""Errors that end a run, each with a one-line message for the user."""
 
 import re
 
@@ -18,11 +18,11 @@ class InputError(ValueError):
 
 
 class MissingDataError(InputError):
-  """A dataset that is not available; never one that is there but damaged."""
+  """A dataset that is not available; a damaged one is a plain InputError."""
 
 
 class RunError(RuntimeError):
-  """A run that cannot continue although its input is good. The command prints the one line and exits with code 1."""
+  """A run that cannot continue although its input is good. The command prints its one line and exits with code 1."""
 
 
 def last_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Exact scores: every image once, whatever the batch size or the number of devices."""
+"""Exact scores: every image counts once, whatever the batch size or the number of devices."""
 
 from collections.abc import Callable, Sequence
 import functools
@@ -15,17 +15,17 @@ from image_transformer.model import ImageTransformer
 
 @functools.lru_cache(maxsize=8)
 def make_scorer(model: ImageTransformer, batch_size: int, method: str = 'log_prob') -> Callable[..., np.ndarray]:
-  """Compiles at the first call; returns score(params, source, num_images).
+  """Returns score(params, source, num_images), which compiles at its first call.
 
   Args:
     model: the model.
     batch_size: images at a time over all devices.
-    method: of the model, which takes images and what they are given, and returns nats [B, ...].
+    method: a method of the model that takes images and their conditions, and returns nats [B, ...].
 
-  Args of the result:
+  Args of `score`:
     params: the parameters, one copy on every device (`devices.replicate`).
-    source: images and what they are given, as `data.open_split` returns them.
-    num_images: the first so many; 0 for all.
+    source: images and their conditions, as `data.open_split` returns them.
+    num_images: how many images to score, from the first; 0: all.
 
   It returns nats, float64 [images, ...], on every process, and raises `stopping.Stopped` between two batches.
   """
@@ -43,7 +43,7 @@ def make_scorer(model: ImageTransformer, batch_size: int, method: str = 'log_pro
         images, given = devices.split((arrays['image'], {name: arrays[name] for name in model.conditions}))
         nats.append(np.asarray(devices.unreplicate(parallel(params, images, given)), np.float64))
         progress.update(min(batch, number - progress.n))
-    # What is padding comes last.
+    # The padding comes last.
     return np.concatenate(nats)[:number]
 
   return score

@@ -12,7 +12,7 @@ _FOLDER = pathlib.Path(__file__).with_name('configs')
 
 
 def names() -> list[str]:
-  """All of them, such as 'digits'."""
+  """The names of all configurations, such as 'digits'."""
   return sorted(path.stem for path in _FOLDER.glob('*.py') if 'def get_config(' in path.read_text())
 
 
@@ -20,7 +20,7 @@ def find(name: str) -> pathlib.Path:
   """The file of a configuration.
 
   Raises:
-    InputError: if there is none of that name, naming those that there are.
+    InputError: if there is none of that name; the message lists all names.
   """
   if name not in names():
     raise InputError(f'There is no configuration {name!r}; give a file, or one of: {", ".join(names())}.')
@@ -28,7 +28,7 @@ def find(name: str) -> pathlib.Path:
 
 
 def load_config(name: str, changes: Mapping[str, Any] = {}) -> Config:
-  """A configuration by name, with fields changed.
+  """Loads a configuration by name, with some fields changed.
 
   Args:
     name: such as 'digits', or 'cifar10_1d_dmol:smoke' for its variant.

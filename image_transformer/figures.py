@@ -1,6 +1,6 @@
-"""Figures: what a position may see, what it used, where an image was surprising, how training went.
+"""Figures: the memory of a position, its attention, the bits of each pixel, and training curves.
 
-Arrays and numbers in, matplotlib figures out; `pixels` turns one into a picture.
+Functions take arrays and numbers and return matplotlib figures; `pixels` turns one into a picture.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ _LEGEND = 'not visible', 'memory', "the block's own", 'the query itself'
 
 
 def attention_of_run(run: Run, images: np.ndarray, row: int, column: int, **given: np.ndarray) -> Figure:
-  """Shows how much of each pixel of the first image the first position of one pixel used."""
+  """Shows the attention of the first position of a pixel to each pixel of the first image."""
   model, index = run.model, _index(run.model, row, column)
   look = jax.jit(lambda *args: model.apply(*args, index, method='attention_weights'))
   weights = look(run.variables, images[:1], {name: values[:1] for name, values in given.items()})
@@ -41,7 +41,7 @@ def middle(model: ImageTransformer) -> tuple[int, int]:
 
 
 def _index(model, row, column):
-  """The raster index of the first position of a pixel; raises InputError where there is no such pixel."""
+  """The raster index of the first position of a pixel; raises InputError if there is no such pixel."""
   height, width, _ = model.spec.shape
   check(0 <= row < height and 0 <= column < width, 'position', f'{row},{column}',
         f'a row in 0..{height - 1} and a column in 0..{width - 1}')
@@ -52,7 +52,7 @@ def read_logs(folder: epath.Path) -> dict[str, list[dict[str, Any]]]:
   """`metrics.jsonl` of a run, or of every run in a folder, by name.
 
   Raises:
-    InputError: if nothing there has bits/dim.
+    InputError: if none of them has bits/dim.
   """
   folders = [folder] if (folder / 'metrics.jsonl').exists() else sorted(
       path.parent for path in folder.glob('*/metrics.jsonl'))
@@ -74,7 +74,7 @@ def visible_from(layout: BlockLayout, index: int) -> np.ndarray:
 
 
 def memory(model: ImageTransformer, row: int, column: int) -> Figure:
-  """What the first position of a pixel may see (paper figure 2); the channels of a pixel stand side by side."""
+  """What the first position of a pixel may see (paper figure 2); the channels of a pixel are shown side by side."""
   figure = _figure(5.2, 5.4)
   axes, spec = figure.add_subplot(), model.spec
   kinds = visible_from(model.layout, _index(model, row, column)).reshape(spec.height, -1)
@@ -89,10 +89,10 @@ def memory(model: ImageTransformer, row: int, column: int) -> Figure:
 
 
 def attention(weights: np.ndarray, layout: BlockLayout, spec: ImageSpec, index: int) -> Figure:
-  """How much of each pixel the query at a raster index used.
+  """The attention to each pixel from the query at a raster index.
 
   Args:
-    weights: [layers, heads, positions], each row of sum 1, as `ImageTransformer.attention_weights` gives them.
+    weights: [layers, heads, positions], each row sums to 1, as `ImageTransformer.attention_weights` gives them.
   """
   num_layers, num_heads, _ = weights.shape
   by_pixel = weights.reshape(num_layers, num_heads, spec.height, spec.width, -1).sum(-1)
@@ -103,7 +103,7 @@ def attention(weights: np.ndarray, layout: BlockLayout, spec: ImageSpec, index: 
   for layer, head in np.ndindex(num_layers, num_heads):
     axes, shown = panels[layer, head], by_pixel[layer, head]
     axes.set_facecolor('#d0d0d0')
-    # Each on its own scale: an even spread over hundreds of pixels would be black beside a sharp one.
+    # Each has its own scale: attention spread over hundreds of pixels would look black beside a sharp peak.
     axes.imshow(np.ma.masked_where(~seen, shown), 'inferno', vmin=0, vmax=shown.max(), interpolation='nearest')
     axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, color='#30e0e0', linewidth=1))
     axes.set(xticks=[], yticks=[])
@@ -116,7 +116,7 @@ def attention(weights: np.ndarray, layout: BlockLayout, spec: ImageSpec, index: 
 
 
 def bits(images: np.ndarray, nats: np.ndarray, levels: int) -> Figure:
-  """Images, and below each how many bits each of its pixels cost.
+  """Images, and below each image the bits of each of its pixels.
 
   Args:
     images: integers [N, H, W, C] in 0..levels-1.

@@ -1,4 +1,4 @@
-"""From a file to uint8 [H, W, C]: finding, reading, cropping, downsampling and enlarging. NumPy and PIL."""
+"""Image files as uint8 [H, W, C]: finding, reading, cropping, downsampling and enlarging, with NumPy and PIL."""
 
 import os
 import pathlib
@@ -29,16 +29,16 @@ def find_files(path: os.PathLike | str) -> list[epath.Path]:
   found = (folder / name for folder, _, names in root.walk() for name in names)
   files = sorted(file for file in found
                  if not any(part.startswith('.') for part in file.relative_to(root).parts)
-                 and file.is_file() and not pathlib.Path(file).is_fifo())  # a pipe could be read for ever
+                 and file.is_file() and not pathlib.Path(file).is_fifo())  # reading a pipe could block forever
   if not files:
     raise InputError(f'{path} holds no files: put some there, or name another directory.')
   return files
 
 
 def read_image(path: os.PathLike | str, channels: int) -> np.ndarray:
-  """Reads a PNG, JPEG or WebP file, which it must be by content, not by name.
+  """Reads a PNG, JPEG or WebP file, recognised by its content, not its name.
 
-  It is turned as EXIF says; what is transparent is laid on white; of an animation the first frame is taken;
+  EXIF orientation is applied, transparency is blended onto white, only the first frame of an animation is read, and
   colour profiles are ignored.
 
   Args:
@@ -49,12 +49,12 @@ def read_image(path: os.PathLike | str, channels: int) -> np.ndarray:
     uint8 [H, W, channels].
 
   Raises:
-    InputError: naming the file and why it cannot be used. Images above PIL's limit of 89 million pixels are
-      refused by their header, before memory is given to them.
+    InputError: if the file cannot be used; the message says why. Images above PIL's limit of 89 million pixels
+      are rejected by their header, before they are decoded.
   """
   try:
     with warnings.catch_warnings():
-      warnings.simplefilter('ignore')  # of damaged metadata, say: what matters raises
+      warnings.simplefilter('ignore')  # about damaged metadata, say; damaged pixels raise
       warnings.simplefilter('error', Image.DecompressionBombWarning)
       with epath.Path(path).open('rb') as file, Image.open(file, formats=_FORMATS) as image:
         return _pixels(image, channels)
@@ -72,7 +72,7 @@ def fit(image: np.ndarray, height: int, width: int, crop: bool = True) -> np.nda
     image: uint8 [H, W, C].
     height: of the result.
     width: of the result.
-    crop: whether to cut the largest such part from the centre; False: the whole image is squeezed.
+    crop: whether to crop to the largest such part, from the centre; False: the whole image is squeezed.
 
   Returns:
     uint8 [height, width, C].
@@ -127,7 +127,7 @@ def bicubic(images: np.ndarray, height: int, width: int, levels: int) -> np.ndar
 
 
 def _sums(values: np.ndarray, new_size: int, axis: int) -> np.ndarray:
-  """Sums over new pixels along `axis`, in integers: an old pixel counts as `new_size` long, a new one as the old size.
+  """Sums over new pixels along `axis`, in integers: an old pixel has length `new_size`, a new one the old size.
 
   Equal to a product with the matrix of overlaps, but without NumPy's threads, which would contend with the training's.
   """

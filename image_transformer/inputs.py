@@ -1,4 +1,4 @@
-"""What a trained model is given by a user: files of any size, or the first images of a split."""
+"""Inputs from the user for a trained model: files of any size, or the first images of a split."""
 
 import os
 
@@ -11,18 +11,18 @@ from image_transformer.library import Run
 
 
 def read_inputs(run: Run, path: os.PathLike | str | None, number: int) -> dict[str, np.ndarray]:
-  """Reads images and makes them fit a model.
+  """Reads images and fits them to a model.
 
   Args:
-    run: the model; its `eval.split` is read where there is no path.
+    run: the model; its `eval.split` is read if there is no path.
     path: an image file, or a folder of them. Images are cropped to the shape that the model
-      generates and downsampled; for super-resolution one may also be of the small
-      size already, and then has no original.
-    number: the first so many; 0 for all.
+      generates and downsampled; for super-resolution they may also have
+      the small size already, and then have no originals.
+    number: how many to read, from the first; 0: all.
 
   Returns:
     'image' uint8 [N, H, W, C] (absent without originals), 'low_res' for super-resolution, and
-    what else the split holds.
+    whatever else the split holds.
 
   Raises:
     InputError: for files that cannot be used.
@@ -36,7 +36,7 @@ def read_inputs(run: Run, path: os.PathLike | str | None, number: int) -> dict[s
   # Files hold bytes; the dataset may have fewer levels.
   photos = [np.round(images.read_image(file, spec.channels) * ((spec.levels - 1) / 255)).astype(np.uint8)
             for file in files]
-  # What an image may be conditioned on: another image.
+  # A condition may itself be an image, and the photos may already have its size.
   for name, condition in run.model.conditions.items():
     are_it = [photo.shape == condition.shape for photo in photos]
     if any(are_it) and not all(are_it):

@@ -26,7 +26,7 @@ class Label(Condition):
   """The class of an image."""
 
   name = 'label'
-  flag = 'labels', 'Classes, repeated to the number of images. Default: rows of each, or those of the inputs.'
+  flag = 'labels', 'Classes, repeated to fill the images. Default: rows of each class, or those of the inputs.'
 
   def __post_init__(self):
     check(self.spec.num_classes > 0, 'model.class_conditional', True, 'False for a dataset without labels')
@@ -50,7 +50,7 @@ class Label(Condition):
     return np.int32(example['label'])
 
   def default(self, num_images):
-    """Rows of one class each, so that all classes are there; fewer images than classes: classes spread evenly."""
+    """Rows of one class each, so that all classes appear; with fewer images than classes, they are spread evenly."""
     classes = self.num_values
     if num_images < classes:
       return np.arange(num_images) * classes // num_images, square(num_images)

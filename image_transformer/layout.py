@@ -1,8 +1,8 @@
-"""Block layouts: in which order positions are generated, and which earlier ones a block sees.
+"""Block layouts: the order in which positions are generated, and which earlier ones a block sees.
 
-Local self-attention in one, two and more dimensions (paper section 3.3) is one
-object here: a grid is cut into query blocks, the blocks are generated in raster
-order and so are the positions inside a block, and around each block lies a memory.
+One object describes local self-attention in one, two and more dimensions (paper
+section 3.3): a grid is cut into query blocks, the blocks are generated in raster
+order, as are the positions inside a block, and each block has a memory around it.
 
     1D, query block 4, flange 4               2D, query block 2x2, flange 1x1
 
@@ -82,7 +82,7 @@ class Piece:
   leads to some other block; `BlockLayout.memory` marks those slots as empty.
   """
 
-  offset: tuple[int, ...]  # in blocks along each axis; the first that is not zero is negative
+  offset: tuple[int, ...]  # in blocks along each axis; the first nonzero one is negative
   distance: int  # blocks back in generation order
   cells: tuple[slice, ...]  # which part of that block
 
@@ -95,13 +95,13 @@ class BlockLayout:
   """
 
   image: tuple[int, ...]  # rows, columns, positions of a pixel
-  block: tuple[int, ...]  # extent of a query block: of one number along the scan, else along every axis of `image`
+  block: tuple[int, ...]  # extent of a query block: one number, along the scan, or one for every axis of `image`
   flange: tuple[int, ...]  # how far the memory extends the block along the same axes
   scan: str = 'raster'  # the order of positions in 1D
 
   @property
   def grid(self) -> tuple[int, ...]:
-    """What is cut into blocks."""
+    """The shape of what is cut into blocks."""
     return (self.num_positions,) if len(self.block) == 1 else self.image
 
   @property
@@ -129,12 +129,12 @@ class BlockLayout:
 
   @property
   def reach(self) -> int:
-    """How many blocks back the memory goes: what a sampler has to keep."""
+    """How many blocks back the memory extends, and so how many a sampler keeps."""
     return max((piece.distance for piece in self.pieces), default=0)
 
   @functools.cached_property
   def pieces(self) -> tuple[Piece, ...]:
-    """What a memory can consist of besides the block itself, in generation order."""
+    """The parts of earlier blocks that a memory can contain, in generation order."""
     furthest = [min(-(-flange // block), blocks - 1)
                 for flange, block, blocks in zip(self.flange, self.block, self.blocks)]
     strides = [math.prod(self.blocks[axis + 1:]) for axis in range(len(self.blocks))]
@@ -209,13 +209,13 @@ class BlockLayout:
 
   @functools.cached_property
   def _causal(self):
-    """bool [slots, memory slots]: generated no later."""
+    """bool [slots, memory slots]: whether a memory slot is generated no later than a slot."""
     own = np.tri(self.block_size, dtype=bool)
     return np.concatenate([np.ones((self.block_size, self.halo_size), bool), own], axis=1)
 
 
 def _overlap(offset: int, block: int, flange: int) -> slice:
-  """Which cells of a block, so many blocks away along one axis, the flange covers."""
+  """Which cells the flange covers of a block that is `offset` blocks away along one axis."""
   covered = min(flange - (abs(offset) - 1) * block, block) if offset else block
   return slice(0, covered) if offset > 0 else slice(block - covered, block)
 
@@ -239,7 +239,7 @@ def block_layout(image_shape: Sequence[int], values_per_position: int, query_blo
   *size, channels = image_shape
   image = *size, channels // values_per_position
   layout = BlockLayout(image, tuple(query_block), tuple(memory_flange), scan)
-  if len(query_block) > 1:  # along the positions of a pixel, a block holds all
+  if len(query_block) > 1:  # a block holds whole pixels
     layout = BlockLayout(image, (*query_block, image[-1]), (*memory_flange, 0), scan)
   if any(block > size for block, size in zip(layout.block, layout.grid)):
     shown = ' x '.join(map(str, layout.grid[:len(query_block)]))
@@ -251,15 +251,15 @@ def block_layout(image_shape: Sequence[int], values_per_position: int, query_blo
 
 
 def _check_size(layout: BlockLayout) -> None:
-  """Refuses layouts that are too large, by arithmetic alone: `pieces` and `memory` could not even be computed."""
+  """Rejects layouts that are too large, by arithmetic alone: computing `pieces` or `memory` would already fail."""
   flange = [min(flange, (blocks - 1) * block)
             for flange, block, blocks in zip(layout.flange, layout.block, layout.blocks)]
-  # Of everything around a block, half is generated earlier.
+  # Half of everything around a block is generated earlier.
   num_pieces = math.prod(1 + 2 * -(-one // block) for one, block in zip(flange, layout.block)) // 2
   around = math.prod(block + 2 * one for one, block in zip(flange, layout.block))
   num_pairs = layout.num_blocks * layout.block_size * (around + layout.block_size) // 2
   if num_pieces > _MAX_PIECES or num_pairs > _MAX_PAIRS:
     raise InputError(f'model.query_block and model.memory_flange give every block {num_pieces:,} earlier blocks to see '
                      f'(at most {_MAX_PIECES:,}) and the image {num_pairs:,} pairs of positions (at most '
-                     f'{_MAX_PAIRS:,}): choose smaller blocks where there are too many pairs, larger ones where there '
-                     'are too many blocks, or a smaller flange.')
+                     f'{_MAX_PAIRS:,}): choose smaller blocks if there are too many pairs, larger ones if there are '
+                     'too many blocks, or a smaller flange.')

@@ -1,8 +1,7 @@
-"""A trained model as one uses it from Python: NumPy in, NumPy out.
+"""The Python interface to a trained model: NumPy in, NumPy out.
 
-Images go through in batches, on all devices; what an image is conditioned on is given by name
-(`label=`, `low_res=`), a value for each image or, of labels, one for all. Everything that does not fit the model
-raises `InputError`.
+Images are processed in batches, on all devices; conditions are given by name (`label=`, `low_res=`), one value for
+each image, or a single label for all. Anything that does not fit the model raises `InputError`.
 """
 
 from collections.abc import Mapping
@@ -29,16 +28,16 @@ from image_transformer.sampling import check_number, make_sampler, positions_in_
 class Run:
   """A trained model, from `load` or `train`.
 
-  Images are integers [N, H, W, C] in 0..levels-1, as `model.spec` says; `model.conditions` names what they are
-  conditioned on. A seed and the number of an image determine what is drawn.
+  Images are integers [N, H, W, C] in 0..levels-1, as `model.spec` says; `model.conditions` holds their conditions
+  by name. A seed and the index of an image determine what is drawn.
   """
 
   config: Config
   model: ImageTransformer
-  variables: dict[str, Any]  # {'params': ...}, averaged where `config.eval.ema` and there are any
-  step: int  # after how many steps of training
+  variables: dict[str, Any]  # {'params': ...}, the averaged ones if `config.eval.ema` and there are any
+  step: int  # how many steps it has trained
   workdir: epath.Path
-  num_checkpoints: int = 1  # of how many checkpoints the parameters are the mean
+  num_checkpoints: int = 1  # how many checkpoints the parameters are the mean of
 
   @functools.cached_property
   def _params(self):
@@ -61,7 +60,7 @@ class Run:
     number = len(arrays['image'])
     arrays |= self._given(given, number)
     examples = [{name: values[i] for name, values in arrays.items()} for i in range(number)]
-    # Of a few images, not a whole batch; of however few, only so many programs.
+    # Few images need no full batch; powers of two limit the number of compiled programs.
     batch_size = min(self.config.eval.batch_size, 1 << (number - 1).bit_length())
     return make_scorer(self.model, batch_size, method)(self._params, examples)
 
@@ -74,7 +73,7 @@ class Run:
 
     Args:
       split: a TFDS split expression, such as 'train[:90%]'; '': `config.eval.split`.
-      num_images: the first so many, 0: all; None: `config.eval.num_images`.
+      num_images: how many images to use, from the first; 0: all; None: `config.eval.num_images`.
     """
     source = data.open_split(self.config, split or self.config.eval.split)
     number = self.config.eval.num_images if num_images is None else num_images
@@ -93,9 +92,9 @@ class Run:
 
     Args:
       num_images: how many.
-      temperature: 1 samples from the model, less is safer and duller; None: `config.sample.temperature`.
+      temperature: 1 samples from the model, lower is safer and duller; None: `config.sample.temperature`.
       seed: in 0..2^32-1.
-      given: the conditions. Of classes that are not given, there are equally many.
+      given: the conditions; without labels, classes are drawn equally often.
     """
     check_number(num_images)
     default, _ = default_given(self.model.conditions, num_images)
@@ -108,7 +107,7 @@ class Run:
     return self.draw(len(images), given, temperature, seed, images, rows)[0]
 
   def enlarge(self, low_res: Any, temperature: float | None = None, seed: int = 0, **given: Any) -> np.ndarray:
-    """Draws images [N, H, W, C] of small ones [N, H / upscale, W / upscale, C] (super-resolution); see `sample`."""
+    """Enlarges images [N, H / upscale, W / upscale, C] to [N, H, W, C] by super-resolution; see `sample`."""
     check('low_res' in self.model.conditions, 'model.upscale', self.config.model.upscale,
           'at least 2 for a model that enlarges images')
     low_res = check_given({'low_res': low_res}, {'low_res': self.model.conditions['low_res']})['low_res']
@@ -120,7 +119,7 @@ class Run:
 
     Returns:
       uint8 [num_images, H, W, C], and their log-probabilities [num_images] in nats, float32, given the rows that
-      were kept. They are the model's own, that is at temperature 1, whatever the temperature of the draw.
+      were kept. They are computed at temperature 1, whatever the temperature of sampling.
     """
     check_number(num_images)
     num_kept = positions_in_rows(self.model, rows) if images is not None else 0
@@ -129,7 +128,7 @@ class Run:
                 self.config.sample.temperature if temperature is None else temperature, images)
 
   def _given(self, given, num_images):
-    """One label stands for as many as there are images."""
+    """Repeats a single label for all images."""
     conditions = self.model.conditions
     given = {name: np.full(num_images, value) if np.ndim(value) == 0 and name in conditions and
                    not conditions[name].shape else value for name, value in given.items()}
@@ -141,9 +140,9 @@ def load(workdir: os.PathLike | str, config: Config | None = None, num_checkpoin
 
   Args:
     workdir: its folder.
-    config: its configuration, where fields that do not define the run (such as
-      `data_dir` or `eval`) are to differ from the saved one.
-    num_checkpoints: over how many checkpoints, the newest, parameters are averaged.
+    config: its configuration, if fields that do not define the run (such as
+      `data_dir` or `eval`) should differ from the saved one.
+    num_checkpoints: how many of the newest checkpoints to average the parameters of.
 
   Raises:
     InputError: if there is no run, there are too few checkpoints, or `config` is another run's.

@@ -1,6 +1,6 @@
 """Likelihoods of intensities: what the network's outputs mean (paper section 3.4).
 
-Classes with one interface. A likelihood says how many values a position has, how they are
+Classes with a common interface. A likelihood defines how many values a position has, how they are
 embedded, and how many parameters they need; `values` are integer intensities in 0..levels-1,
 the last axis running over the channels predicted at one position: one for `Categorical`, all
 channels of a pixel for `DiscretizedLogisticMixture`. Everything is float32 and in nats.
@@ -17,12 +17,12 @@ import numpy as np
 from image_transformer.config import ImageSpec, ModelConfig
 from image_transformer.embeddings import IntensityEmbedding, PixelEmbedding
 
-# Differences, products and sums of such numbers over an image are still finite.
+# Differences, products and sums over an image of numbers up to this are still finite.
 _LARGEST = 1e20
 
 
 def _bounded(parameters):
-  """The outputs of a network in float32, finite even where they are far outside of their usual range."""
+  """The outputs of a network in float32, clipped so that they stay finite even far outside their usual range."""
   return jnp.clip(parameters.astype(jnp.float32), -_LARGEST, _LARGEST)
 
 
@@ -41,7 +41,7 @@ class Categorical:
     return self.levels
 
   def embedding(self, features: int, gain: float) -> nn.Module:
-    """What embeds the values of a position; see `IntensityEmbedding`."""
+    """The module that embeds the values of a position; see `IntensityEmbedding`."""
     return IntensityEmbedding(self.levels, self.channels, features, gain)
 
   def positions(self, image_shape: Sequence[int]) -> tuple[int, ...]:
@@ -55,12 +55,12 @@ class Categorical:
 
   def sample(self, key: jax.Array, parameters: jax.Array, temperature: jax.Array | float = 1.0) -> jax.Array:
     """Draws int32 values [..., 1] from the logits divided by the temperature."""
-    # The same as adding the noise to the quotients, which a low temperature would make infinite.
+    # Equivalent to adding the noise to logits / temperature, which a low temperature would make infinite.
     noisy = _bounded(parameters) + temperature * jax.random.gumbel(key, parameters.shape)
     return jnp.argmax(noisy, axis=-1, keepdims=True).astype(jnp.int32)
 
   def channel_probabilities(self, parameters: jax.Array, values: jax.Array) -> jax.Array:
-    """Probabilities [..., 1, levels] of every level; `values` do not matter here."""
+    """Probabilities [..., 1, levels] of every level; `values` is ignored."""
     del values
     return jax.nn.softmax(_bounded(parameters))[..., None, :]
 
@@ -70,9 +70,9 @@ class DiscretizedLogisticMixture:
   """A mixture of discretized logistics over the channels of a pixel (PixelCNN++, Salimans et al. 2017).
 
   Parameters, last axis: K mixture logits, K x channels means, K x channels log-scales
-  and, for RGB, K x 3 coefficients by which the true earlier channels move the means of
+  and, for RGB, K x 3 coefficients by which the true earlier channels shift the means of
   the later ones. Intensities are scaled to [-1, 1]; a level is a bin around its value,
-  the first and the last take the tails. Bins of probability below 1e-5 are approximated
+  and the first and the last bin include the tails. Bins of probability below 1e-5 are approximated
   by the density at their centre, so probabilities sum to 1 within about 1e-3.
   """
 
@@ -91,7 +91,7 @@ class DiscretizedLogisticMixture:
     return self.num_mixtures * (1 + 2 * self.channels + self._num_coefficients)
 
   def embedding(self, features: int, gain: float) -> nn.Module:
-    """What embeds the values of a position; see `PixelEmbedding`."""
+    """The module that embeds the values of a position; see `PixelEmbedding`."""
     return PixelEmbedding(self.levels, features, gain)
 
   def positions(self, image_shape: Sequence[int]) -> tuple[int, ...]:
@@ -124,11 +124,11 @@ class DiscretizedLogisticMixture:
     """Log-probability of integer levels under one logistic; everything broadcasts."""
     inverse_scale = jnp.exp(-log_scale)
     centred, half = (self._scale(values) - mean) * inverse_scale, inverse_scale / (self.levels - 1)
-    # The same on both sides of the mean, and a difference of small numbers keeps its digits.
+    # By symmetry, subtracts the sigmoids on the side where they are small, which keeps precision.
     outside = -jnp.abs(centred)
     mass = jax.nn.sigmoid(outside + half) - jax.nn.sigmoid(outside - half)
     density = centred - log_scale - 2 * jax.nn.softplus(centred) - np.log((self.levels - 1) / 2)
-    # The inner maximum keeps the branch that is not taken from spoiling the gradient.
+    # The inner maximum keeps the branch that is not taken from making the gradient NaN.
     inside = jnp.where(mass > 1e-5, jnp.log(jnp.maximum(mass, 1e-12)), density)
     return jnp.where(values == 0, jax.nn.log_sigmoid(centred + half),
                      jnp.where(values == self.levels - 1, jax.nn.log_sigmoid(half - centred), inside))
@@ -151,7 +151,7 @@ class DiscretizedLogisticMixture:
     """Draws int32 pixels [..., C].
 
     The temperature divides the mixture logits and multiplies the scales of the
-    logistics: at 0 it would be the most likely component's mean.
+    logistics; in the limit of 0, this draws the most likely component's mean.
     """
     key_mixture, key_logistic = jax.random.split(key)
     gumbel = jax.random.gumbel(key_mixture, (*parameters.shape[:-1], self.num_mixtures))
@@ -185,7 +185,7 @@ class DiscretizedLogisticMixture:
     for channel in range(self.channels):
       mean = self._conditional_mean(channel, means, coefficients, scaled)
       log_bins = self._bin_log_prob(levels, mean[..., None], log_scales[..., channel, None])
-      # The channels seen so far tell which component the pixel comes from.
+      # The posterior of the components, given the earlier channels.
       posterior = jax.nn.log_softmax(log_weights + log_probs[..., :channel].sum(axis=-1))
       probabilities.append(jnp.exp(jax.nn.logsumexp(posterior[..., None] + log_bins, axis=-2)))
     return jnp.stack(probabilities, axis=-2)

@@ -1,4 +1,4 @@
-"""Where numbers go: metrics.jsonl, TensorBoard, and bits/dim."""
+"""Metrics: bits/dim, and logs in metrics.jsonl and TensorBoard."""
 
 from collections.abc import Callable
 import contextlib
@@ -64,7 +64,7 @@ class Evaluation:
 
 
 class _WholeFile:
-  """Events in a bucket, which cannot be appended to: they are written again with every flush."""
+  """An events file in a bucket, which cannot be appended to: every flush rewrites the whole file."""
 
   def __init__(self, path: str):
     self._path, self._content = epath.Path(path), bytearray()
@@ -100,11 +100,11 @@ def write_picture(workdir: epath.Path, step: int, name: str, picture: np.ndarray
 
 
 class MetricsLog:
-  """Writes `metrics.jsonl` and TensorBoard's events in a workdir; a full disk is reported and does no more harm.
+  """Writes `metrics.jsonl` and TensorBoard's events in a workdir; a full disk is only reported.
 
-  `metrics.jsonl` is replaced as a whole: object stores cannot append, and no crash leaves half a line. Opening
-  it keeps those earlier lines for which `keep(line)` is true, and removes those that a resumed run will write
-  again.
+  `metrics.jsonl` is rewritten as a whole, since object stores cannot append and a crash must not leave half a line.
+  Opening it keeps the earlier lines for which `keep(line)` is true, and removes the others, which a resumed run will
+  write again.
   """
 
   def __init__(self, workdir: epath.Path, keep: Callable[[dict[str, Any]], bool] = lambda line: True):
@@ -119,7 +119,7 @@ class MetricsLog:
     self.flush()
 
   def has_evaluation(self, step: int) -> bool:
-    """Whether there is a line of an evaluation after this step."""
+    """Whether there is a line of an evaluation at this step."""
     return any(line['step'] == step and 'num_images' in line for line in self._lines)
 
   def write(self, step: int, split: str, **values: float | None) -> None:
@@ -132,14 +132,14 @@ class MetricsLog:
       self.flush()
 
   def write_picture(self, step: int, name: str, picture: np.ndarray) -> None:
-    """A uint8 [height, width, 3] picture, for TensorBoard."""
+    """Adds a uint8 [height, width, 3] picture to TensorBoard."""
     self._show(step, summary=summary.image(name, picture, dataformats='HWC'))
 
   def write_text(self, name: str, text: str) -> None:
     self._show(0, summary=summary.text(name, text))
 
   def flush(self) -> None:
-    """Writes what there is, to survive the machine; what could not be written before is written now."""
+    """Writes everything to disk, including what could not be written before."""
     self._flushed_at = time.monotonic()
     with survive(f'Writing {self._path}'):
       write_whole(self._path, ''.join(json.dumps(line) + '\n' for line in self._lines))
@@ -164,7 +164,7 @@ def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
 
   def check(line):
     if not isinstance(line['step'], int) or not isinstance(line.get('seconds', 0), (int, float)):
-      raise TypeError('no line of a log')
+      raise TypeError('not a line of a log')
     return line
 
   path = workdir / 'metrics.jsonl'

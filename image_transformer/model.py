@@ -36,16 +36,16 @@ CONDITIONS: tuple[type[Condition], ...] = Label, SmallImage
 
 
 class Encoded(NamedTuple):
-  """What follows from the conditions alone, and so is computed once for an image."""
+  """What depends on the conditions alone, and so is computed once per image."""
 
   vector_BD: jax.Array | None  # added at every position
-  contexts: list[Context | None]  # what each decoder layer attends to besides
+  contexts: list[Context | None]  # what each decoder layer attends to besides its input
 
 
 class ImageTransformer(nn.Module):
   """A decoder over the intensities (categorical) or pixels (DMOL) of an image.
 
-  Images are integers [B, H, W, C] in 0..levels-1. What they are conditioned on is given as a dictionary,
+  Images are integers [B, H, W, C] in 0..levels-1. Their conditions are given as a dictionary,
   with an entry for each name in `conditions`. All methods raise InputError for images and conditions
   that do not fit.
   """
@@ -78,7 +78,7 @@ class ImageTransformer(nn.Module):
     self.coordinates = Coordinates(s.height, self._columns, c.hidden_size, c.coordinates)
     self.decoder = Stack(c, c.num_layers, cross=any(one.has_context for one in self.conditions.values()))
     self.encoders = {name: condition.encoder() for name, condition in self.conditions.items()}
-    for encoder in self.encoders.values():  # their parameters stand beside the decoder's
+    for encoder in self.encoders.values():  # puts their parameters beside the decoder's
       nn.share_scope(self, encoder)
     # Outside the compute type: likelihoods need float32 parameters.
     self.output = nn.Dense(self.likelihood.num_parameters, use_bias=self.likelihood.output_bias,
@@ -94,8 +94,8 @@ class ImageTransformer(nn.Module):
 
     Args:
       given: the conditions.
-      batch_index_B: which images of the whole batch these are, for dropout; None: there is none.
-      num_images: how many there are, where that does not follow from the conditions.
+      batch_index_B: the indices of these images in the whole batch, for dropout; None: no dropout.
+      num_images: the number of images, which the conditions must match; None: it follows from them.
     """
     given = check_given(given, self.conditions, num_images)
     encodings = [encoder(jnp.asarray(given[name]), batch_index_B) for name, encoder in self.encoders.items()]
@@ -145,7 +145,7 @@ class ImageTransformer(nn.Module):
     return self.output(x_BXD.astype(jnp.float32)), kept
 
   def _decode_images(self, images, given, train, first_index):
-    """Likelihood parameters [B, N, Q, P]; with dropout, of images from this index of the whole batch on."""
+    """Likelihood parameters [B, N, Q, P]; `first_index`: where in the whole batch the images begin, for dropout."""
     num_images = len(check_images(images, self.spec))
     batch_index_B = first_index + jnp.arange(num_images) if train else None
     encoded = self.encode(given, batch_index_B, num_images)
@@ -167,7 +167,7 @@ class ImageTransformer(nn.Module):
     Args:
       images: integers [B, H, W, C].
       given: the conditions.
-      train: with dropout, from the random key 'dropout'.
+      train: whether to apply dropout, with the random key 'dropout'.
       first_index: where in the whole batch these images begin, which decides their dropout.
     """
     order = self.layout.order
@@ -179,12 +179,12 @@ class ImageTransformer(nn.Module):
     return log_probs.reshape(len(log_probs), *self.layout.image)
 
   def _log_probs(self, images, given, train, first_index):
-    """[B, N, Q]; of padding, anything."""
+    """Nats [B, N, Q]; arbitrary in padding slots."""
     parameters = self._decode_images(images, given, train, first_index)
     return self.likelihood.log_prob(parameters, self.values(images)[:, self.layout.order])
 
   def attention_weights(self, images: jax.Array, given: Given = {}, index: int = 0) -> jax.Array:
-    """How much the query at a raster index used of every position: [layers, B, heads, positions], each of sum 1."""
+    """The attention weights of the query at a raster index: [layers, B, heads, positions], each row sums to 1."""
     layout = self.layout
     block, slot = divmod(int(layout.slots[index]), layout.block_size)
     encoded = self.encode(given, num_images=len(check_images(images, self.spec)))
@@ -195,17 +195,17 @@ class ImageTransformer(nn.Module):
     return everywhere.at[..., layout.memory[block, occupied]].set(weights)
 
   def prefill(self, images: jax.Array, encoded: Encoded, block: int) -> list[attention.Window]:
-    """The window of each layer with which a block begins or is continued, in one parallel pass.
+    """The window of each layer from which a block is started or resumed, in one parallel pass.
 
     Args:
-      images: [B, H, W, C]; what is not generated yet may be any intensities.
+      images: [B, H, W, C]; positions not generated yet may hold any intensities.
       encoded: the conditions.
-      block: the block in which the next slot is.
+      block: the block of the next slot.
     """
     return self._keep(images, encoded, lambda q, k, v: attention.window_at(k, v, self.layout, block))
 
   def _keep(self, images, encoded, keep: Callable[..., Any]) -> list[Any]:
-    """What each layer has to keep of its queries, keys and values, for all positions at once."""
+    """Runs all positions at once; returns what `keep` returns for the queries, keys and values of each layer."""
 
     def attention_fn(q, k, v, drops):
       mixed, _ = attention.local_attention(q, k, v, drops, layout=self.layout)
@@ -221,11 +221,11 @@ class ImageTransformer(nn.Module):
 
   def step(self, fed_BV: jax.Array, block: jax.Array, slot: jax.Array, encoded: Encoded,
            caches: list[attention.Cache]) -> tuple[jax.Array, list[attention.Cache]]:
-    """One slot of every image, from caches of what came before it.
+    """Computes one slot of every image, from caches of the earlier ones.
 
     Args:
       fed_BV: values generated just before.
-      block, slot: scalars, where we are.
+      block, slot: scalars, the slot to compute.
       encoded: the conditions.
       caches: one for each layer.
 
@@ -256,12 +256,12 @@ def make_model(config: ModelConfig, spec: ImageSpec) -> ImageTransformer:
     InputError: if the configuration does not fit the images.
   """
   model = ImageTransformer(config, spec)
-  _ = model.conditions, model.layout  # check themselves, the likelihood and the block against the images
+  _ = model.conditions, model.layout  # computing them checks the configuration against the images
   return model
 
 
 def blank(model: ImageTransformer, num_images: int = 1) -> tuple[jax.Array, Given]:
-  """Images, and what they are given, of the right shapes: all zero."""
+  """Images and conditions of the right shapes, all zero."""
   given = {name: jnp.zeros((num_images, *condition.shape), jnp.int32) for name, condition in model.conditions.items()}
   return jnp.zeros((num_images, *model.spec.shape), jnp.uint8), given
 
@@ -272,18 +272,18 @@ def init_params(model: ImageTransformer, seed: int) -> dict[str, Any]:
   if model.config.align_encoder:
     for i in range(model.config.num_layers):
       cross = params['decoder'][f'layer_{i}']['cross_attention']
-      # Equal projections make equal coordinates attend to each other. (2: the official weights are small.)
+      # Equal projections make equal coordinates attend to each other. (The factor 2: official weights are small.)
       kernel = 2 * cross['query']['kernel']
       cross['query']['kernel'], cross['key']['kernel'] = kernel, jnp.copy(kernel)
   return params
 
 
 def num_parameters(model: ImageTransformer) -> int:
-  """How many numbers a model learns."""
+  """The number of trainable parameters."""
   return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(functools.partial(init_params, model, 0))))
 
 
 @functools.lru_cache
 def _layout(spec, values_per_position, query_block, memory_flange, scan):
-  """Cached: a layout computes its arrays once."""
+  """Cached, so that a layout computes its arrays only once."""
   return block_layout(spec.shape, values_per_position, query_block, memory_flange, scan)

@@ -29,16 +29,16 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> Callable[[jax.Arra
 
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-  """Clips (where asked to), then Adam; everything in float32. Skips what is not finite, where asked to."""
+  """Adam in float32, after clipping if configured; skips gradients that are not finite if configured."""
   clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
   adam = optax.adam(learning_rate(config, num_steps), b1=config.b1, b2=config.b2, eps=config.epsilon)
   optimizer = optax.chain(clip, adam)
-  # The trainer stops before optax would give in and apply what is not finite.
+  # The trainer stops before optax reaches its limit and applies an update that is not finite.
   return optax.apply_if_finite(optimizer, config.skip_non_finite + 1) if config.skip_non_finite else optimizer
 
 
 def num_skipped(state: optax.OptState) -> tuple[jax.Array, jax.Array]:
-  """How many steps `make_optimizer`'s optimizer has skipped, altogether and in a row until now."""
+  """How many steps `make_optimizer`'s optimizer has skipped, in total and in a row until now."""
   if not isinstance(state, optax.ApplyIfFiniteState):
     return jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
   return state.total_notfinite, state.notfinite_count

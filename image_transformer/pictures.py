@@ -8,17 +8,17 @@ from PIL import Image
 
 from image_transformer.model import ImageTransformer
 
-_MAX_STRIPS = 32  # rows; more would be a picture that nobody can open
+_MAX_STRIPS = 32  # rows; a larger picture would be too big to open
 
 
 def grid(images: np.ndarray, levels: int, columns: int, height: int = 640) -> np.ndarray:
-  """Lays images out in rows on a dark ground.
+  """Arranges images in a grid on a dark background.
 
   Args:
     images: integers [N, H, W, C] in 0..levels-1.
     levels: intensities are stretched to the range of bytes.
     columns: images in a row.
-    height: small images are magnified by a whole factor to about so many pixels in all.
+    height: of the picture, roughly; small images are magnified by an integer factor to reach it.
 
   Returns:
     uint8 [height, width, 3].
@@ -67,7 +67,7 @@ def samples_of(model: ImageTransformer, given: Mapping[str, np.ndarray], samples
 
 
 def png(picture: np.ndarray) -> bytes:
-  """A file of uint8 [height, width, 3]."""
+  """Encodes a uint8 [height, width, 3] picture as PNG."""
   file = io.BytesIO()
   Image.fromarray(picture).save(file, format='PNG')
   return file.getvalue()

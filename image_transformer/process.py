@@ -1,4 +1,4 @@
-"""How a process is set up: before JAX is imported, when much of this is read, and what libraries may say in it."""
+"""Process setup: the environment, which must be set before JAX is imported, and filters for libraries' warnings."""
 
 import hashlib
 import os
@@ -9,17 +9,17 @@ import warnings
 
 from absl import logging
 
-# The C library's allocator uses huge pages and keeps what it got: page faults slow a CPU run down.
+# Makes the C library's allocator use huge pages and keep freed memory: page faults slow down CPU runs.
 _ALLOCATOR = ':'.join(f'glibc.malloc.{setting}'
                       for setting in ('hugetlb=1', 'mmap_max=0', 'trim_threshold=100000000000'))
 
 
 def set_up() -> None:
-  """To be called by a program before it imports anything large; what the user has set stays as it is.
+  """Sets environment variables that the user has not set; call it before any large import.
 
-  On Linux it starts the program once more, with another allocator. Compiled programs are kept between runs.
+  On Linux, restarts the program with other allocator settings. Compiled programs are cached between runs.
   """
-  # In a log file, frequent progress bars would be all there is.
+  # Frequent updates of progress bars would fill a log file.
   os.environ.setdefault('TQDM_MININTERVAL', '0.2' if sys.stderr.isatty() else '20')
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_cache_dir()))
   if sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
@@ -28,14 +28,14 @@ def set_up() -> None:
 
 
 def hush_libraries() -> None:
-  """Keeps warnings off the screen that Orbax, TFDS and tqdm give about their own settings, and no others."""
+  """Hides the warnings that Orbax, TFDS and tqdm give about their own settings, and no others."""
   theirs = lambda record: any(f'{os.sep}{name}{os.sep}' in record.pathname for name in ('orbax', 'tensorflow_datasets'))
   logging.get_absl_logger().addFilter(lambda record: record.levelname != 'WARNING' or not theirs(record))
   warnings.filterwarnings('ignore', 'IProgress not found')
 
 
 def _cache_dir() -> pathlib.Path:
-  """One for each kind of processor: what is compiled for one must not run on another that shares the folder."""
+  """A cache for each kind of processor: programs compiled for one must not run on another that shares the folder."""
   try:
     lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
     processor = next(line for line in lines if line.startswith(('flags', 'Features')))

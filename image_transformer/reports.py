@@ -1,4 +1,4 @@
-"""Reports of a run: what results and pictures are called, how they are written, and how they are read again."""
+"""Reports of a run: naming, writing and reading its results and pictures."""
 
 from collections.abc import Mapping, Sequence
 import contextlib
@@ -36,20 +36,20 @@ _TEMPERATURE = 'temperature '
 
 
 def way(temperature: float) -> str:
-  """How a report calls images drawn at a temperature."""
+  """The name in reports for images drawn at a temperature."""
   return f'{_TEMPERATURE}{temperature:g}'
 
 
 def ways(report: Mapping[str, Any]) -> list[str]:
-  """In which ways the images of a report were enlarged."""
+  """The names of the ways in which the images of a report were enlarged."""
   return [name for name in report if name == 'bicubic' or name.startswith(_TEMPERATURE)]
 
 
 def write_evaluation(run: Run, evaluation: Evaluation, split: str) -> None:
-  """Writes `results.json`: the exact bits/dim of a run on a split, and all that is needed to read the number.
+  """Writes `results.json`: the exact bits/dim of a run on a split, and all that is needed to interpret it.
 
-  What is measured on another split than the run's own, or of averaged checkpoints, has a file of its own, and so
-  has what is measured on fewer images than the file says already.
+  Evaluations on a split other than the run's own, of averaged checkpoints, or on fewer images than in the existing
+  report are written to files of their own.
   """
   other = '' if split == read_config(run.workdir).eval.split else split
   path = run.workdir / ('_'.join(filter(None, ['results', _average(run), other])) + '.json')
@@ -74,15 +74,15 @@ def write_evaluation(run: Run, evaluation: Evaluation, split: str) -> None:
 
 def write_superres(run: Run, name: str, measures: Mapping[str, Mapping[str, np.ndarray]],
                    evaluation: Evaluation | None, for_tables: bool, **about: Any) -> None:
-  """Writes what enlarged images are worth, averaged with standard errors over images and per image.
+  """Writes the measures of enlarged images: means with standard errors, and the values of each image.
 
   Args:
-    run: which enlarged them.
-    name: of the file.
+    run: the run that enlarged them.
+    name: the name of the file.
     measures: as `superres.measure` returns them, by way.
     evaluation: of the originals, where there are any.
-    for_tables: whether this is what tables show, and so is to be `superres.json`, unless that says more already.
-    about: what else the report says, `source` and `num_samples` among it.
+    for_tables: whether tables should show this: it is written to `superres.json`, unless that covers more already.
+    about: other fields of the report, `source` and `num_samples` among them.
   """
 
   def summary(values):
@@ -108,14 +108,14 @@ def write_superres(run: Run, name: str, measures: Mapping[str, Mapping[str, np.n
 
 def drawing_name(run: Run, kind: str, source: str, shape: Sequence[int], seed: int,
                  typed: Mapping[str, Sequence[str]]) -> str:
-  """A name for what is drawn that says what it depends on.
+  """A file name for images that says what they depend on.
 
   Args:
-    run: which drew.
-    kind: '' for samples, else what is done with inputs.
-    source: of the inputs.
+    run: the run that drew them.
+    kind: '' for samples, else what was done with inputs.
+    source: where the inputs come from.
     shape: how many images.
-    seed: of the images.
+    seed: the seed of the images.
     typed: values of conditions that were typed, by the name of the flag.
   """
   parts = [f'{run.step:07d}{kind}', source, 'x'.join(map(str, shape)), f'seed{seed}']
@@ -148,7 +148,7 @@ def write_figure(workdir: epath.Path, step: int, kind: str, name: str, picture: 
 
 
 def is_results(name: str) -> bool:
-  """Whether a file of this name is what tables show."""
+  """Whether tables show a file of this name."""
   return bool(re.fullmatch(r'results(_average\d+)?\.json', name))
 
 
@@ -184,7 +184,7 @@ def _average(run: Run) -> str:
 
 
 def _is_fuller(path: epath.Path, run: Run, num_images: int, measured: Mapping[str, Any] = {}) -> bool:
-  """Whether the report at `path` is of this step, and of more images or more temperatures."""
+  """Whether the report at `path` is of this step and covers more images or more temperatures."""
 
   def check(old):
     return old['step'] == run.step and (old['num_images'] > num_images or

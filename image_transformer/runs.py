@@ -1,4 +1,4 @@
-"""What a run has in its workdir: its configuration, how many images it is trained on, its parameters."""
+"""The files of a run's workdir: its configuration, number of training images and parameters."""
 
 from collections.abc import Iterator
 import contextlib
@@ -22,7 +22,7 @@ from image_transformer.optimizers import make_optimizer
 from image_transformer.state import init_state
 from image_transformer.workdir import lock, read_json, write_whole
 
-# What a run may change on the way; everything else defines it.
+# The fields that a run may change; all others define it.
 _FREE = ('data_dir', 'stand_in', 'eval', 'sample', 'model.remat', 'train.steps', 'train.accumulation',
          'train.log_every', 'train.checkpoint_every', 'train.keep_checkpoints', 'train.eval_every',
          'train.sample_every')
@@ -67,7 +67,7 @@ def write_num_train_images(workdir: epath.Path, number: int) -> None:
 
 @contextlib.contextmanager
 def own(workdir: epath.Path, config: Config) -> Iterator[None]:
-  """Makes a workdir this run's alone: locks it and writes config.json.
+  """Claims a workdir for this run: locks it and writes config.json.
 
   Raises:
     InputError: if the workdir holds another run, or another process trains there; nothing is changed then.
@@ -87,7 +87,7 @@ def own(workdir: epath.Path, config: Config) -> Iterator[None]:
 
 
 def write_config(workdir: epath.Path, config: Config) -> None:
-  """Writes config.json, in a new workdir, over one of the same run, or over one that got nowhere.
+  """Writes config.json in a new workdir, in that of the same run, or in that of a run that saved nothing.
 
   Raises:
     InputError: if the workdir holds another run; nothing is changed then.
@@ -102,7 +102,7 @@ def check_workdir(workdir: epath.Path) -> None:
   Raises:
     InputError: if it holds something else, or cannot be written.
   """
-  # What a process leaves that was killed while it began a run, and what was drawn before.
+  # Files left by a process that was killed while it started a run, and pictures drawn before the run.
   begun = {'lock', 'config.json.part', 'pictures'}
   if not (workdir / 'config.json').exists() and workdir.is_dir() and any(
       path.name not in begun for path in workdir.iterdir()):
@@ -110,8 +110,8 @@ def check_workdir(workdir: epath.Path) -> None:
   if '://' not in os.fspath(workdir):
     nearest = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-      raise InputError(f'{workdir} cannot be written, since {nearest} is no folder that one may write to; choose '
-                       'another workdir.')
+      raise InputError(f'{workdir} cannot be written, since {nearest} is not a folder that can be written to; '
+                       'choose another workdir.')
 
 
 def _check_free(workdir, config):
@@ -121,16 +121,16 @@ def _check_free(workdir, config):
 
 
 def check_same_run(workdir: epath.PathLike, old: Config, new: Config) -> None:
-  """Raises InputError where a configuration is another run's than the one in the workdir."""
+  """Raises InputError if a configuration defines another run than the one in the workdir."""
   changed = [f'{field} ({there} there, {here} here)' for field, (there, here) in differences(old, new).items()]
   if changed:
     raise InputError(f'{workdir} holds another run: {", ".join(changed)}. Choose another workdir.')
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-  """The fields in which two runs differ, with both values; those that may change on the way do not count."""
+  """The fields in which two runs differ, with both values; those that a run may change do not count."""
   before, after = flatten(dataclasses.asdict(old)), flatten(dataclasses.asdict(new))
-  # A cosine ends at the last step, so there the number of steps shapes the whole run.
+  # A cosine schedule ends at the last step, so the number of steps affects the whole run.
   free = set(_FREE) - ({'train.steps'} if new.optimizer.schedule == 'cosine' else set())
   return {field: (before[field], after[field]) for field in before
           if before[field] != after[field] and not free & {field, field.split('.')[0]}}
@@ -156,7 +156,7 @@ def load_params(workdir: epath.PathLike, config: Config, model: ImageTransformer
   like = jax.eval_shape(lambda: init_state(model, optimizer, config))
   with Checkpoints(workdir) as checkpoints:
     number, step, params = 0, 0, None
-    # One after the other, so that only two are in memory.
+    # One after the other, so that only two are in RAM.
     for number, state in enumerate(itertools.islice(checkpoints.restore(like), num_checkpoints), 1):
       more = state.eval_params(config.eval.ema)
       step, params = max(step, int(state.step)), jax.tree.map(np.add, params, more) if params else more

@@ -1,7 +1,7 @@
 """Sampling with cached keys and values: a loop over blocks around a loop over their slots.
 
-A whole batch of images is one compiled call. Randomness belongs to the image: image
-number i of a seed is the same image (up to rounding) in every batch size and on every device.
+A whole batch of images is drawn in one compiled call. Each image has its own random key: image
+i of a seed is the same (up to rounding) for every batch size and on every device.
 
 Shape suffixes: those of `model.py`, S slots of all blocks, L positions in raster order.
 """
@@ -31,15 +31,14 @@ def sample(model: ImageTransformer, variables: Any, keys: jax.Array, given: Give
     model: the model.
     variables: its variables, {'params': ...}.
     keys: random keys [B].
-    given: what the images are conditioned on, see `model.conditions`.
+    given: the conditions, see `model.conditions`.
     temperature: see the `sample` of the likelihoods; 1 samples from the model.
-    images: integers [B, H, W, C] to complete; what is not kept of them may be any intensities.
-    num_kept: how many positions, first in generation order, are kept as they are in `images`.
+    images: integers [B, H, W, C] to complete; positions that are not kept may hold any intensities.
+    num_kept: how many positions, the first in generation order, to keep from `images`.
 
   Returns:
     uint8 images [B, H, W, C] and the log-probability [B] in nats, float32, of what was drawn,
-    given what was kept. It is the model's own, that is at temperature 1, whatever the temperature
-    of the draw.
+    given what was kept. It is computed at temperature 1, whatever the temperature of sampling.
 
   Raises:
     InputError: if the conditions or the images do not fit the model.
@@ -74,7 +73,7 @@ def sample(model: ImageTransformer, variables: Any, keys: jax.Array, given: Give
   if num_kept:
     images = jnp.asarray(check_images(images, model.spec, num_images))
     hidden = layout.order.ravel()[layout.generated[num_kept:]]
-    # A number that is no intensity would be embedded as NaN, and no mask hides that.
+    # An intensity out of range would be embedded as NaN, which no mask hides.
     images = network(images, method='values').at[:, hidden].set(0).reshape(images.shape)
     windows = network(images, encoded, start_block, method='prefill')
   else:
@@ -90,24 +89,24 @@ def sample(model: ImageTransformer, variables: Any, keys: jax.Array, given: Give
 
 
 def check_number(num_images: object) -> None:
-  """Raises InputError for what is not a number of images to draw."""
+  """Raises InputError if this is not a valid number of images."""
   check(isinstance(num_images, (int, np.integer)) and num_images > 0, 'num_images', num_images, 'a positive integer')
 
 
 @functools.lru_cache(maxsize=8)
 def make_sampler(model: ImageTransformer, batch_size: int, num_kept: int = 0) -> Callable[..., Any]:
-  """Compiles at the first call; returns draw(params, seed, num_images, given, temperature, images).
+  """Returns draw(params, seed, num_images, given, temperature, images), which compiles at its first call.
 
-  Args of the result:
+  Args of `draw`:
     params: the parameters, one copy on every device (`devices.replicate`).
     seed: image i is a function of (seed, i).
     num_images: how many.
-    given: what they are conditioned on, arrays [num_images, ...].
+    given: the conditions, arrays [num_images, ...].
     temperature: see `sample`.
-    images: [num_images, H, W, C] to complete, where `num_kept` positions are kept.
+    images: [num_images, H, W, C] to complete, if `num_kept` is not 0.
 
   It returns uint8 [num_images, H, W, C] and float32 log-probabilities [num_images] in nats, on every
-  process. It raises InputError for what does not fit the model, and `stopping.Stopped` between two batches.
+  process. It raises InputError for input that does not fit the model, and `stopping.Stopped` between two batches.
   """
 
   def draw_batch(params, seed, indices, given, temperature, images):
@@ -127,7 +126,7 @@ def make_sampler(model: ImageTransformer, batch_size: int, num_kept: int = 0) ->
       for first in range(0, num_images, batch):
         stopping.poll()
         indices = np.arange(first, first + batch)
-        # The last batch is filled up with images that are thrown away.
+        # The last batch is padded with images that are discarded.
         whole = indices, *jax.tree.map(lambda x: np.asarray(x)[indices % num_images], (given, images))
         part, part_given, part_images = devices.split(devices.own_part(whole))
         outputs = parallel(params, np.uint32(seed), part, part_given, temperature, part_images)
@@ -140,10 +139,10 @@ def make_sampler(model: ImageTransformer, batch_size: int, num_kept: int = 0) ->
 
 
 def positions_in_rows(model: ImageTransformer, rows: int) -> int:
-  """How many positions the first rows of an image hold, where exactly those are generated first.
+  """The number of positions in the first rows of an image, which must be generated before all others.
 
   Raises:
-    InputError: if they are not, naming the nearest numbers of rows that are.
+    InputError: if they are not; the message gives the nearest numbers of rows that are.
   """
   height, layout = model.spec.height, model.layout
   whole = isinstance(rows, (int, np.integer)) and not isinstance(rows, bool)
@@ -154,7 +153,7 @@ def positions_in_rows(model: ImageTransformer, rows: int) -> int:
   if rows not in possible:
     nearest = ' or '.join(str(one) for one in [one for one in possible if one < rows][-1:] +
                           [one for one in possible if one > rows][:1]) or 'no number of rows at all'
-    raise InputError(f'The first {rows} rows cannot be kept, since they are not what is generated first with '
+    raise InputError(f'The first {rows} rows cannot be kept, since they are not generated first with '
                      f'model.query_block = {model.config.query_block} and model.scan = {model.config.scan!r}. The '
                      f'nearest numbers of rows that can: {nearest}.')
   return rows * row_size

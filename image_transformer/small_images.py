@@ -1,4 +1,4 @@
-"""Images conditioned on themselves in small: super-resolution (paper section 3.2).
+"""Images conditioned on a downsampled version of themselves: super-resolution (paper section 3.2).
 
 Shape suffixes: B batch, C positions of a context, V values of a position, D features.
 """
@@ -71,5 +71,5 @@ class SmallImage(Condition):
     return area_resize(example['image'], *self.shape[:2])
 
   def shown(self, values):
-    """The small images, and what bicubic interpolation makes of them."""
+    """The small images, and their bicubic enlargements."""
     return [values, bicubic(values, *self.spec.shape[:2], self.spec.levels)]

@@ -1,4 +1,4 @@
-"""Stopping: SIGTERM and SIGINT are noted, and answered where the program can end with nothing lost."""
+"""Stopping: SIGTERM and SIGINT are recorded, and the program stops at the next point where nothing is lost."""
 
 import os
 import signal
@@ -18,9 +18,9 @@ class Stopped(Exception):
 
 
 def listen() -> None:
-  """From now on, SIGTERM and SIGINT are answered by `poll`; the second signal ends the process at once.
+  """Makes `poll` stop the program after SIGTERM or SIGINT; a second signal ends the process at once.
 
-  To be called before `jax.distributed.initialize`, whose preemption service takes SIGTERM over, each and every one.
+  Call it before `jax.distributed.initialize`, whose preemption service takes over every SIGTERM.
   """
   # Python's own handlers would wait for the end of a compilation.
   reader, writer = os.pipe()
@@ -32,20 +32,20 @@ def listen() -> None:
 
 
 def tell_others() -> None:
-  """To be called once this process is one of several: passes on what came before."""
+  """Passes on an earlier signal to the other processes; call it once this process has joined them."""
   if _asked:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def stop_listening() -> None:
-  """To be called when all is done: a signal while Python ends would otherwise change the exit code."""
-  if not jax.distributed.is_initialized():  # which may have to wait for others
+  """Ignores signals from now on; call it at the end, since a signal during exit would change the exit code."""
+  if not jax.distributed.is_initialized():  # shutdown may have to wait for other processes
     for number in (signal.SIGTERM, signal.SIGINT):
       signal.signal(number, signal.SIG_IGN)
 
 
 def poll() -> None:
-  """Raises Stopped if this process, or another that works with it, was asked to stop.
+  """Raises Stopped if this process, or another of the same run, was asked to stop.
 
   All processes must poll equally often: the preemption service makes them stop at the same poll.
   """
@@ -62,7 +62,7 @@ def _watch(reader):
     if _asked:
       os._exit(128 + number)
     _asked = True
-    # In one piece, whatever else is being printed.
+    # One write, so that no other output comes between.
     os.write(2, b'\nStopping after the current step, which will be saved. A second signal stops at once.\n')
     if jax.distributed.is_initialized():
       os.kill(os.getpid(), signal.SIGTERM)

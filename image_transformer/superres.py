@@ -1,8 +1,8 @@
-"""What enlarged images are measured by (paper section 5.3).
+"""Measures of enlarged images (paper section 5.3).
 
-Of one small image many large ones are plausible. Bits/dim say how probable the original is;
-samples are measured by how they fit the small image (consistency) and by how far they are
-from the one original that there happened to be (PSNR, SSIM).
+Many large images are plausible for one small image. Bits/dim say how probable the original is;
+samples are measured by how well they match the small image (consistency) and the one original
+(PSNR, SSIM).
 """
 
 from collections.abc import Mapping
@@ -17,13 +17,13 @@ from image_transformer.images import area_resize
 
 def measure(low_res: np.ndarray, samples: np.ndarray, originals: np.ndarray | None,
             levels: int) -> Mapping[str, np.ndarray]:
-  """What enlarged images are worth, per image and averaged over its samples.
+  """Measures enlarged images: for each image, the mean over its samples.
 
   Args:
     low_res: integers [N, h, w, C] in 0..levels-1.
     samples: integers [N, samples, H, W, C].
     originals: integers [N, H, W, C], or None.
-    levels: of intensities.
+    levels: the number of intensity levels.
 
   Returns:
     Arrays [N], of intensities in [0, 1]: `consistency`, the mean squared error of the samples,
@@ -34,7 +34,7 @@ def measure(low_res: np.ndarray, samples: np.ndarray, originals: np.ndarray | No
   small = area_resize(samples, *low_res.shape[1:3])
 
   def errors(inputs):
-    # One image at a time: as floats, all of a test set would not fit into memory.
+    # One image at a time: as floats, a whole test set would not fit into RAM.
     return [np.square((ours - one.astype(float)) / (levels - 1)).mean() for ours, one in zip(small, inputs)]
 
   measures = {'consistency': errors(low_res)}

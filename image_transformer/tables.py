@@ -1,8 +1,8 @@
-"""The paper's tables, with what was measured beside what was published.
+"""The paper's tables, with measured results beside the published ones.
 
-A run stands in a row only if it is that row's: the same configuration, trained on all of the
-data for all of the steps, evaluated on all of the test images. Any other run gets a line that says
-what is missing, and one on generated images gets none.
+A run appears in a row only if it has the row's configuration and was trained on all of the data
+for all of the steps, and evaluated on all of the test images. Any other run gets a line that says
+what is missing; a run on generated images gets none.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from image_transformer import data, reports, runs
 from image_transformer.config import Config
 from image_transformer.errors import InputError
 
-Line = dict[str, Any]  # column -> what stands in it; numbers as numbers
+Line = dict[str, Any]  # column -> its content; numbers stay numbers
 
 _MEASURES = dict(zip(('consistency', 'PSNR', 'SSIM'), reports.MEASURES))
 _COLUMNS = ('row', 'published', 'ours', 'standard error', 'images', 'training images', 'steps', 'parameters', 'device',
@@ -27,7 +27,7 @@ _SAMPLE_COLUMNS = ('row', 'temperature', 'judges fooled', *_MEASURES, 'images', 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A line of the paper's tables. Without a configuration it is somebody else's model, for comparison."""
+  """A line of the paper's tables. Without a configuration, it is another paper's model, for comparison."""
 
   table: str
   model: str
@@ -46,7 +46,7 @@ class Entry(NamedTuple):
 
 
 class Found(NamedTuple):
-  """What an evaluated run left."""
+  """The reports of an evaluated run."""
 
   folder: epath.Path
   config: Config
@@ -102,7 +102,7 @@ def _form(entry: Entry, run: Found) -> str | None:
 
 
 def _missing(entry: Entry, run: Found) -> list[str]:
-  """Why a run with the row's configuration, in either form, is not the row's number."""
+  """Why the number of a run with the row's configuration, in either form, is not the row's."""
   results, full, form = run.results, entry.configs['full'], _form(entry, run)
   assert form, 'only runs with the configuration of the row come here'
   missing = [':smoke, a small model'] if form == 'smoke' else []
@@ -181,7 +181,7 @@ def _sample_lines(entry: Entry, own: Sequence[Found]) -> Iterator[Line]:
       missing.append(f'the first {samples["num_images"]:,} images only')
     if samples["num_checkpoints"] != entry.row.num_checkpoints:
       missing.append(f'mean of {samples["num_checkpoints"]} checkpoint(s), not {entry.row.num_checkpoints}')
-    if samples['step'] != run.results['step']:  # drawn before the training went on
+    if samples['step'] != run.results['step']:  # drawn before training was resumed
       missing.append(f'samples of step {samples["step"]:,}')
     for way in reports.ways(samples):
       yield {

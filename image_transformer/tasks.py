@@ -1,4 +1,4 @@
-"""What the command does with a trained run: draws, completes, enlarges and shows, and writes what came of it."""
+"""What the command does with a trained run: samples, completes, enlarges and shows, and writes the results."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
@@ -15,16 +15,16 @@ from image_transformer.library import Run
 from image_transformer.model import CONDITIONS, make_model
 from image_transformer.sampling import positions_in_rows
 
-FLAGS = {kind.flag[0]: kind.flag[1] for kind in CONDITIONS if kind.flag}  # by which conditions are typed
+FLAGS = {kind.flag[0]: kind.flag[1] for kind in CONDITIONS if kind.flag}  # the flags for conditions
 _MAX_SIDE_BY_SIDE = 32  # images in a figure
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """A run, and what is asked of it.
+  """A run, and what to do with it.
 
-  `typed` holds what was typed of conditions, by the name of the flag. Of inputs, which are the file or the folder
-  `input` or else the first images of `eval.split`, the first `num_inputs` are read (0: all).
+  `typed` holds the conditions that were typed, by the name of the flag. Inputs come from the file or folder `input`,
+  or else from `eval.split`; the first `num_inputs` are read (0: all).
   """
 
   run: Run
@@ -83,15 +83,15 @@ class Task:
                            **{flag: self.typed.get(flag) for flag in FLAGS}, num_samples=num_samples, seed=self.seed)
 
   def show(self, kind: str, position: tuple[int, int] | None) -> None:
-    """Draws a figure of inputs: 'attention', what a pixel used in the first one, or 'bits', what each pixel cost."""
-    from image_transformer import figures  # here, since matplotlib takes a while and no other mode needs it
+    """Draws a figure of inputs: 'attention', of one pixel of the first one, or 'bits', of each pixel."""
+    from image_transformer import figures  # here, since matplotlib is slow to import and no other mode needs it
     run, inputs = self.run, self._inputs(originals=True)
     given = {name: inputs[name] for name in run.model.conditions}
     name = f'{run.step:07d}_{kind}_{epath.Path(self.input).stem if self.input else run.config.eval.split}'
     if kind == 'bits':
       number = len(inputs['image'])
       check(number <= _MAX_SIDE_BY_SIDE, 'num_inputs', number,
-            f'at most {_MAX_SIDE_BY_SIDE}: they stand side by side')
+            f'at most {_MAX_SIDE_BY_SIDE}: they are shown side by side')
       figure = figures.bits(inputs['image'], -run.pixel_log_probs(inputs['image'], **given), run.model.spec.levels)
       name = f'{name}_{number}'
     else:
@@ -113,7 +113,7 @@ class Task:
     return given
 
   def _inputs(self, originals=False):
-    """What is read, with what was typed."""
+    """The inputs, with the conditions that were typed."""
     inputs = read_inputs(self.run, self.input, self.num_inputs)
     inputs |= self._typed(len(next(iter(inputs.values()))))
     check('image' in inputs or not originals, 'input', self.input,
@@ -144,7 +144,7 @@ class Task:
 
 
 def show_memory(config: Config, workdir: epath.Path, position: tuple[int, int] | None) -> None:
-  """Draws what one pixel may see, of a run that need not have begun."""
+  """Draws the memory of one pixel; the run need not have started."""
   from image_transformer import figures
   model = make_model(config.model, image_spec(config))
   row, column = position or figures.middle(model)

@@ -36,10 +36,10 @@ def make_train_step(model: ImageTransformer, optimizer: optax.GradientTransforma
                     config: Config) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
   """The step of one device, to be run under `devices.pmap`.
 
-  It takes the state and this device's {'image': uint8 [b, H, W, C]} with what they are given, and
+  It takes the state and this device's {'image': uint8 [b, H, W, C]} with their conditions, and
   returns the new state and scalars: the loss of this step in nats/dim, its mean since the last
   logged step over those where it was finite, the global norm of the gradient before clipping, and
-  how many steps were skipped, altogether and in a row.
+  how many steps were skipped, in total and in a row.
   """
   train = config.train
 
@@ -68,7 +68,7 @@ def make_train_step(model: ImageTransformer, optimizer: optax.GradientTransforma
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
     if ema_params is not None:
-      # Early on, an average over so many steps would still be mostly the initial values.
+      # Early on, the full decay would leave the average mostly at the initial values.
       decay = jnp.minimum(train.ema_decay, (1 + state.step) / (10 + state.step))
       ema_params = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, ema_params, params)
     new_window = state.step % train.log_every == 0
@@ -112,18 +112,18 @@ class Trainer:
     self.model = check_config(config)
     step = max(saved_steps(workdir), default=None)
     check(step is None or step <= config.train.steps, 'train.steps', config.train.steps,
-          f'at least {step}, where the run in {workdir} is')
+          f'at least {step}, the step of the run in {workdir}')
     self.config = config
     self.workdir = workdir
     self.train_source = data.open_split(config, config.train.split)
     self.eval_source = data.open_split(config, config.eval.split)
     check(config.eval.num_images <= len(self.eval_source), 'eval.num_images', config.eval.num_images,
-          f'at most {len(self.eval_source)}, what {config.eval.split} holds')
+          f'at most {len(self.eval_source)}, the size of {config.eval.split}')
     self._num_eval_images = min(config.eval.num_images_during_training, len(self.eval_source)) or len(self.eval_source)
     trained_on, here = read_num_train_images(workdir), len(self.train_source)
     if step is not None and trained_on not in (None, here):
       raise InputError(f'{config.dataset} {config.train.split} holds {here} images here, but the run in {workdir} was '
-                       f'trained on {trained_on}: give the data_dir that it began with, or another workdir.')
+                       f'trained on {trained_on}: use the data_dir that it started with, or another workdir.')
     self._optimizer = make_optimizer(config.optimizer, config.train.steps)
     self._rate = learning_rate(config.optimizer, config.train.steps)
     self._step = devices.pmap(make_train_step(self.model, self._optimizer, config), donate_argnums=0)
@@ -183,12 +183,12 @@ class Trainer:
         pending = step, metrics
         save = _due(step, train.checkpoint_every) or step == train.steps
         logged = _due(step, train.log_every)
-        # Queued steps of several CPU devices can dead-lock, so there every step is waited for.
+        # Queued steps can deadlock on several CPU devices, so on CPU every step is waited for.
         if save or logged or any(self._is_due(step)) or jax.default_backend() == 'cpu':
           self._log_step(*pending)
           pending = None
         if save or (logged and self._checkpoints.failed()):
-          # First, so that the lines of what is saved are never missing.
+          # The log first, so that lines up to a saved step are never missing.
           self._log.flush()
           self._checkpoints.save(step, devices.unreplicate(state))
         self._do_what_is_due(step, state)
@@ -208,12 +208,12 @@ class Trainer:
                              'from there.') from stopped
 
   def _is_due(self, step):
-    """Whether to evaluate, and whether to draw samples; at the end, both come anyway."""
+    """Whether to evaluate, and whether to draw samples; at the end, both happen anyway."""
     train = self.config.train
     return tuple(_due(step, every) and 0 < step < train.steps for every in (train.eval_every, train.sample_every))
 
   def _do_what_is_due(self, step, state, stopped_here=False):
-    """Evaluates and draws; where a run was stopped, what it had not done yet."""
+    """Evaluates and draws samples if due; where a run was stopped, only what it had not done yet."""
     began = time.time()
     evaluate, draw = self._is_due(step)
     if evaluate and not (stopped_here and devices.any_process(self._log.has_evaluation(step))):
@@ -229,8 +229,8 @@ class Trainer:
     train = self.config.train
 
     def keep(line):
-      # Lines past the restored step will be written again, and so will, of this step, what the run would not
-      # write if it went through: the final evaluation of one that was to end here.
+      # Lines past the restored step will be written again. At this step, those are dropped that an uninterrupted
+      # run would not write, such as the final evaluation of a run that was meant to end here.
       if line['step'] != start:
         return line['step'] < start
       if 'num_images' in line:
@@ -272,14 +272,14 @@ class Trainer:
     return evaluation
 
   def _log_samples(self, step, state):
-    """The same seed every time, and the same inputs, so that one can watch the model learn."""
+    """Draws with the same seed and the same inputs every time, so that progress is visible."""
     model, number = self.model, self.config.sample.num_images
     draw = functools.partial(self._draw, state.eval_params(self.config.eval.ema), self.config.seed)
     given, columns = default_given(model.conditions, number)
     if given.keys() == model.conditions.keys():
       images, _ = draw(number, given, self.config.sample.temperature)
       picture = pictures.grid(images, model.spec.levels, columns)
-    else:  # of images that are there
+    else:  # conditions without defaults come from the evaluation split
       number = min(number, len(self.eval_source))
       inputs = data.first_examples(self.eval_source, number)
       given = {name: inputs[name] for name in model.conditions}
@@ -291,14 +291,14 @@ class Trainer:
 
 
 def train(config: Config | Mapping[str, Any], workdir: os.PathLike | str) -> Run:
-  """Trains a model, or resumes its training, and evaluates it; the workdir then holds a run like any other.
+  """Trains a model, or resumes its training, and evaluates it.
 
   Args:
-    config: of the run; or nested dictionaries, as `config.from_dict` takes them.
-    workdir: the folder of the run, which is made if need be.
+    config: the configuration, or nested dictionaries as `config.from_dict` takes them.
+    workdir: the folder of the run, created if need be.
 
   Returns:
-    The trained model. What it measured is in `results.json`.
+    The trained model. Its evaluation is in `results.json`.
 
   Raises:
     InputError: if the configuration does not fit the data, the devices or the run in the workdir.
@@ -322,6 +322,6 @@ def train(config: Config | Mapping[str, Any], workdir: os.PathLike | str) -> Run
     try:
       write_evaluation(run, evaluation, config.eval.split)
     except OSError as error:
-      raise RunError(f'The results could not be written ({error}). Make room, then give the same command again.') \
+      raise RunError(f'The results could not be written ({error}). Free disk space, then run the same command again.') \
           from error
   return run

@@ -22,7 +22,7 @@ from image_transformer.embeddings import official_init
 
 
 class Context(NamedTuple):
-  """What a layer attends to besides the input itself: keys and values of what conditions say."""
+  """What a layer attends to besides its input: keys and values of the encoded conditions."""
 
   k_BCHK: jax.Array
   v_BCHK: jax.Array
@@ -51,7 +51,7 @@ class Attention(nn.Module):
     self.dropout = Dropout(c.attention_dropout)
 
   def _heads(self, x_BXD, *kernels):
-    """Heads [B, X, H, K] of several projections of x, in one product: large ones are faster."""
+    """Heads [B, X, H, K] of several projections of x, in one product, which is faster than several."""
     kernel = jnp.concatenate([kernel(x_BXD.shape[-1]) for kernel in kernels], axis=1).astype(self.config.dtype)
     projected = jnp.split(x_BXD.astype(kernel.dtype) @ kernel, len(kernels), axis=-1)
     return [one.reshape(*x_BXD.shape[:-1], self.config.num_heads, -1) for one in projected]
@@ -63,7 +63,7 @@ class Attention(nn.Module):
 
   def __call__(self, x_BXD: jax.Array, attention_fn: AttentionFn, batch_index_B: jax.Array | None,
                context: Context | None = None) -> tuple[jax.Array, Any]:
-    """x -> [B, X, D], and what the attention function keeps; to the input itself where there is no context."""
+    """x -> [B, X, D], and what the attention function keeps; without a context, attends to the input itself."""
     if context is None:
       q_BXHK, k, v = self._heads(x_BXD, self.query, self.key, self.value)
     else:
@@ -104,7 +104,7 @@ class Layer(nn.Module):
     self.dropout = Dropout(c.dropout)
 
   def context(self, encoded_BCD: jax.Array, visible_BC: jax.Array | None) -> Context:
-    """What conditions say, as this layer sees it."""
+    """The keys and values of the encoded conditions in this layer."""
     k_BCHK, v_BCHK = self.cross_attention.keys_values(encoded_BCD)
     return Context(k_BCHK, v_BCHK, visible_BC)
 
@@ -128,7 +128,7 @@ class Layer(nn.Module):
 
 
 class Stack(nn.Module):
-  """Dropout on the embedded input, layers, and after pre-norm layers a last norm: the decoder, and encoders."""
+  """Dropout on the embedded input, layers and, if pre-norm, a final norm; used as decoder and as encoder."""
 
   config: ModelConfig
   num_layers: int
@@ -144,7 +144,7 @@ class Stack(nn.Module):
       self.final_norm = layer_norm(c, 'final_norm')
 
   def contexts(self, encoded_BCD: jax.Array, visible_BC: jax.Array | None) -> list[Context]:
-    """What conditions say, as every layer sees it."""
+    """The keys and values of the encoded conditions in each layer."""
     return [layer.context(encoded_BCD, visible_BC) for layer in self.layers]
 
   def __call__(self, x_BXD: jax.Array, attention_fns: Sequence[AttentionFn], batch_index_B: jax.Array | None,
@@ -154,8 +154,8 @@ class Stack(nn.Module):
     Args:
       x_BXD: embedded positions.
       attention_fns: the self-attention of each layer.
-      batch_index_B: which images of the whole batch these are, for dropout; None: there is none.
-      contexts: what each layer attends to besides.
+      batch_index_B: the indices of these images in the whole batch, for dropout; None: no dropout.
+      contexts: what each layer attends to besides its input.
     """
     x_BXD = self.dropout(x_BXD, batch_index_B).astype(self.config.dtype)
     all_kept = []

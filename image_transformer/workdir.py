@@ -1,4 +1,4 @@
-"""Files in a run's folder: written whole, by one process at a time, wherever the folder is; and JSON read with care."""
+"""Files in a run's folder, local or in a bucket: atomic writes, a lock, and validated JSON."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -14,7 +14,7 @@ from image_transformer.errors import InputError
 
 
 def write_whole(path: epath.Path, content: str | bytes) -> None:
-  """Writes a file so that a crash leaves the old one or the new one, never half of it; on the first process alone."""
+  """Writes a file so that a crash leaves the old one or the new one, never half of it; on the first process only."""
   if not devices.is_first():
     return
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,10 +29,10 @@ def write_whole(path: epath.Path, content: str | bytes) -> None:
 
 
 def parse_json(text: str | bytes, check: Callable[[Any], Any] = lambda value: value) -> Any:
-  """What `check` returns for what a text holds; it may raise ValueError, KeyError or TypeError.
+  """Parses JSON and returns what `check` returns for it; `check` may raise ValueError, KeyError or TypeError.
 
   Raises:
-    ValueError: if the text is malformed in whatever way.
+    ValueError: if the text is malformed or fails the check.
   """
   try:
     return check(json.loads(text))
@@ -41,7 +41,7 @@ def parse_json(text: str | bytes, check: Callable[[Any], Any] = lambda value: va
 
 
 def read_json(path: epath.Path, advice: str, check: Callable[[Any], Any] = lambda value: value) -> Any:
-  """The same for a file.
+  """`parse_json` for a file.
 
   Raises:
     FileNotFoundError: if there is none.
@@ -63,16 +63,16 @@ def survive(action: str) -> Iterator[None]:
 
 
 def warn(text: str) -> None:
-  """Says something in a line of its own on stderr; on the first process alone."""
+  """Prints a warning on a line of its own on stderr; on the first process only."""
   if devices.is_first():
     print(f'\nWarning: {text}', file=sys.stderr)
 
 
 @contextlib.contextmanager
 def lock(workdir: epath.Path) -> Iterator[None]:
-  """Keeps other processes from training in a workdir, which is made if need be; the lock goes with the process.
+  """Keeps other processes from training in a workdir, which is created if need be; the lock ends with the process.
 
-  Object stores have no locks: there nothing is kept from anyone.
+  Object stores have no locks, so there nothing is locked.
 
   Raises:
     InputError: if another process trains there.

@@ -5,14 +5,14 @@
 #
 #   --smoke     the small form of every row (minutes each on a laptop), not the paper's model
 #   --data_dir  where the data sets are (default: that of main.py)
-#   --runs      where the runs go (default: runs); runs that are there are gone on with
+#   --runs      where the runs go (default: runs); existing runs are resumed
 #   --row       only this row, such as cifar10_blocks.py:64
 #   --dry-run   prints the commands only
 #
 # Relative folders are those of the checkout.
 #
 # A row that fails is named at the end, with exit code 1, and does not stop the others. A run that was told to
-# stop (Ctrl-C) saves and ends with exit code 75, and so does this script; the same command goes on.
+# stop (Ctrl-C) saves and ends with exit code 75, and so does this script; the same command resumes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=launch/common.sh
@@ -62,7 +62,7 @@ while read -r name folder num_checkpoints superres; do
   } < /dev/null || {
     # Not started again here: a Ctrl-C was meant for this script too.
     if (($? == 75)); then
-      echo 'Stopped after saving; the same command goes on.' >&2
+      echo 'Stopped after saving; the same command resumes.' >&2
       exit 75
     fi
     failed+=("$name")

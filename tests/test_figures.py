@@ -68,10 +68,10 @@ def test_attention_weights_are_those_of_dense_attention(name):
 def test_the_log_probs_of_pixels_are_those_of_their_parameters(name):
   model, variables = make_case(name)
   images, given = random_images(model.spec, 2), given_for(model, 2)
-  pixels = jit_once(lambda *args: model.apply(*args, method='pixel_log_probs'))(variables, images, given)
-  whole = jit_once(lambda *args: model.apply(*args, method='log_prob'))(variables, images, given)
+  pixels, whole, parameters = jit_once(lambda *args: [
+      model.apply(*args, method=method) for method in ('pixel_log_probs', 'log_prob', '__call__')])(
+          variables, images, given)
   np.testing.assert_allclose(pixels.sum(axis=(1, 2, 3)), whole, rtol=1e-5)
-  parameters = jit_once(model.apply)(variables, images, given)
   values = model.apply(variables, images, method='values').reshape(*pixels.shape, -1)
   parameters = parameters.reshape(*pixels.shape, parameters.shape[-1])
   np.testing.assert_allclose(pixels, model.likelihood.log_prob(parameters, values), rtol=1e-4, atol=1e-4)

@@ -427,7 +427,7 @@ def test_a_dry_run_prints_the_commands_and_does_nothing(checkout, script, option
 def test_the_papers_tables_stop_when_a_run_was_stopped(checkout):
   behaviour = 'if call == 2: sys.exit(75)'
   done = checkout.run('paper_tables.sh', behaviour=behaviour)
-  assert done.returncode == 75 and 'the same command goes on' in done.stderr and len(done.stderr.splitlines()) == 1
+  assert done.returncode == 75 and 'the same command resumes' in done.stderr and len(done.stderr.splitlines()) == 1
   assert len(checkout.notes(0)) == 2
 
 
@@ -443,5 +443,5 @@ def test_ctrl_c_stops_the_papers_tables(checkout):
   checkout.wait_for('ready', processes=1)
   os.killpg(script.pid, signal.SIGINT)
   _, errors = script.communicate(timeout=30)
-  assert script.returncode == 75 and 'the same command goes on' in errors
+  assert script.returncode == 75 and 'the same command resumes' in errors
   assert checkout.notes(0)[1:] == ['ready', 'SIGINT']

@@ -160,7 +160,7 @@ def test_values_that_are_not_those_that_were_saved_are_not_used(saved, tmp_path,
   shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '4' / 'state')
   shutil.copytree(workdir / 'checkpoints' / '2' / 'state', tmp_path / 'run' / 'checkpoints' / '4' / 'state')
   assert int(restored(tmp_path / 'run', states[4]).step) == 2
-  assert 'its values are not those that were saved' in capsys.readouterr().err
+  assert 'its checksum does not match' in capsys.readouterr().err
 
 
 def test_loading_executes_nothing(saved, monkeypatch):
@@ -215,7 +215,7 @@ def test_a_save_that_fails_is_reported_and_tried_again(make_config, undisturbed,
   monkeypatch.setattr(Checkpoints.save.__globals__['_Manager'], 'save', fail_twice)
   run(make_config(log_every=1), tmp_path / 'run')
   assert failures == [4, 5]  # the second at the next line of the log
-  assert capsys.readouterr().err.count('No space left on device); the older ones are as they were') == 2
+  assert capsys.readouterr().err.count('No space left on device); the older ones are intact') == 2
   assert saved_steps(tmp_path / 'run') == [6, 8]
   assert outcome(tmp_path / 'run')['checkpoints']['8'] == undisturbed['checkpoints']['8']
 
@@ -227,7 +227,7 @@ def test_a_run_whose_last_step_cannot_be_saved_says_so(make_config, tmp_path, mo
     raise OSError(28, 'No space left on device')
 
   monkeypatch.setattr(Checkpoints.save.__globals__['_Manager'], 'save', full)
-  with pytest.raises(RunError, match='step 8 could not be saved in .*; there is none. Make room'):
+  with pytest.raises(RunError, match='step 8 could not be saved in .*; there is none. Free disk space'):
     run(make_config(), tmp_path / 'run')
 
 
@@ -328,6 +328,6 @@ def test_a_run_killed_at_random_moments_is_the_undisturbed_run(tmp_path, monkeyp
   """The short form of `benchmarks/chaos.py`."""
   monkeypatch.setenv('XLA_FLAGS', '--xla_backend_optimization_level=0')
   chaos = Chaos(tmp_path)
-  assert chaos.disturb(3, signal.SIGKILL) == []
-  assert chaos.disturb(2, signal.SIGTERM) == []
-  assert chaos.moments.total() == 5
+  assert chaos.disturb(2, signal.SIGKILL) == []
+  assert chaos.disturb(1, signal.SIGTERM) == []
+  assert chaos.moments.total() == 3

@@ -1,4 +1,4 @@
-"""Training goes on bit for bit after a restart, learns, and stops at what is not finite."""
+"""Training resumes bit for bit after a restart, learns, and stops at what is not finite."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""The registry of datasets: what their images are, and who prepares them.
+"""The registry of datasets: the format of their images, and the builders that prepare them.
 
 To add one, write a TFDS builder that needs no TensorFlow (see `digits.py`) and
 give it an entry in `DATASETS`; its name is then a value of the field `dataset`.
@@ -23,10 +23,10 @@ class Dataset:
 
   spec: ImageSpec
   builder: type[tfds.core.DatasetBuilder]
-  sizes: Mapping[str, int | None]  # the splits, and how many images they officially have; None: it is not settled
+  sizes: Mapping[str, int | None]  # the splits, and how many images they officially have; None: not fixed
   config: str | tfds.core.BuilderConfig | None = None  # the builder's
   stored: tuple[int, int, int] | None = None  # shape of the stored images, where they are larger than `spec`
-  note: Callable[[tfds.core.DatasetBuilder], str] = lambda builder: ''  # which data it is, where that is in doubt
+  note: Callable[[tfds.core.DatasetBuilder], str] = lambda builder: ''  # which data it is, if that is in doubt
 
 
 def stand_in(name: str, dataset: Dataset) -> Dataset:
@@ -49,7 +49,7 @@ def _imagenet_new(size: int, config: Config) -> Dataset:
                                      f"50,000 validation images, not the paper's; {imagenet.NO_COMPARISON}")
 
 
-# What a dataset is may depend on the configuration.
+# Functions, since a dataset may depend on the configuration.
 DATASETS: dict[str, Callable[[Config], Dataset]] = {
     'celeba': lambda config: Dataset(ImageSpec(32, 32, 3), celeba.ImageTransformerCeleba, celeba.SIZES,
                                      stored=(celeba.CROP, celeba.CROP, 3)),

@@ -1,4 +1,4 @@
-"""What the builders share that read archives which the user has to put into `data_dir`."""
+"""Shared code of builders that read archives which the user must put into `data_dir`."""
 
 from collections.abc import Iterable, Iterator
 import pathlib
@@ -13,7 +13,7 @@ class FromArchives:
   """For a TFDS builder to inherit from, before TFDS's own class."""
 
   title: str  # of the dataset, for people
-  origin: str  # where its archives can be had
+  origin: str  # where to get its archives
   data_dir_root: str  # TFDS's: where the user keeps data
 
   @property
@@ -34,15 +34,15 @@ class FromArchives:
 
 
 def whole(examples: Iterable, source: Any, count: int) -> Examples:
-  """Yields `examples`; raises InputError naming `source` if they break off or are not `count`."""
+  """Yields `examples`; raises InputError naming `source` if reading fails or there are not `count` of them."""
   number = 0
   try:
     for number, example in enumerate(examples, 1):
       yield example
   except InputError:
     raise
-  except Exception as error:  # tar, zip, zlib, NumPy and PIL each have their own
+  except Exception as error:  # tar, zip, zlib, NumPy and PIL each raise their own
     reason = ' '.join(str(error).split()) or type(error).__name__
-    raise InputError(f'{source} is damaged ({reason}): put a whole one there.') from error
+    raise InputError(f'{source} is damaged ({reason}): replace it with an intact one.') from error
   if number != count:
     raise InputError(f'{source} is not the official one: it has {number:,} images for a split of {count:,}.')

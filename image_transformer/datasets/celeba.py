@@ -1,4 +1,4 @@
-"""CelebA (Liu et al., 2015): aligned faces, of which the square that tensor2tensor cuts out is kept.
+"""CelebA (Liu et al., 2015): aligned faces, cropped to the same square as in tensor2tensor.
 
 TFDS's own `celeb_a` holds whole JPEGs and attributes from three more files, so this dataset has its own name.
 """

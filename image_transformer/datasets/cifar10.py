@@ -1,9 +1,9 @@
 """CIFAR-10 (Krizhevsky, 2009) as TFDS prepares it, but without TensorFlow.
 
 The stock builder needs TensorFlow to read the archive and to encode PNGs, so
-its way from the archive to examples is replaced here. What lands on the disk is
-the stock dataset: `tfds.data_source('cifar10')` reads it, and this reads what
-the stock builder has prepared as array_record.
+reading the archive is reimplemented here. The prepared files are those of the
+stock dataset: `tfds.data_source('cifar10')` reads them, and this builder reads
+what the stock builder has prepared as array_record.
 """
 
 import hashlib
@@ -33,8 +33,8 @@ _RECORD = 1 + 3 * 32 * 32  # bytes: the label, then the red, green and blue plan
 class Cifar10(cifar.Cifar10, skip_registration=True):
   """The stock builder, fed from `data_dir/cifar-10-binary.tar.gz`.
 
-  `download_and_prepare` raises MissingDataError where the archive is not available,
-  InputError where it is not the official one.
+  `download_and_prepare` raises MissingDataError if the archive is not available,
+  InputError if it is not the official one.
   """
 
   name = 'cifar10'
@@ -69,7 +69,7 @@ class Cifar10(cifar.Cifar10, skip_registration=True):
 
 
 def _find_archive(data_dir: pathlib.Path) -> pathlib.Path:
-  """Returns the path of the verified archive, after a download where there is none."""
+  """Returns the path of the verified archive, downloading it if there is none."""
   archive = data_dir / os.path.basename(URL)
   if archive.exists():
     if not _is_official(archive):
@@ -82,7 +82,7 @@ def _find_archive(data_dir: pathlib.Path) -> pathlib.Path:
       part = pathlib.Path(scratch, archive.name)
       _download(part)
       if not _is_official(part):
-        raise OSError('it came incomplete or altered')
+        raise OSError('the download is incomplete or altered')
       part.rename(archive)
   except (OSError, http.client.HTTPException) as error:
     raise MissingDataError(f'CIFAR-10 could not be downloaded ({error}): download {URL} by other means '

@@ -17,7 +17,7 @@ SIZES = {'train': 1_500, 'test': 297}
 
 
 class ImageTransformerDigits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Splits `train` (1,500) and `test` (297), drawn once and for all.
+  """Fixed random splits `train` (1,500) and `test` (297).
 
   `id` is the image's row in `load_digits`, such as 'digits_0042'.
   """

@@ -1,7 +1,7 @@
-"""Images of your own: a folder of PNG, JPEG and WebP files, fitted to one size and split once and for all.
+"""Images of your own: a folder of PNG, JPEG and WebP files, fitted to one size, with a fixed split.
 
-What was prepared is kept under a name made of the folder's and of a hash of its path and every setting, and is
-used without looking at the folder again.
+The prepared dataset is named after the folder and a hash of its path and every setting, and is used without
+reading the folder again.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ def note(builder: tfds.core.DatasetBuilder) -> str:
 class ImageTransformerFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """`id`: the path below the folder; `summary.txt` beside the records names what was left out, and why.
 
-  `download_and_prepare` raises MissingDataError if there is no folder, InputError if too little in it can be used.
+  `download_and_prepare` raises MissingDataError if there is no folder, InputError if it has too few usable images.
   """
 
   VERSION = tfds.core.Version('1.0.0')
@@ -88,7 +88,7 @@ class ImageTransformerFolder(tfds.core.GeneratorBasedBuilder, skip_registration=
           file=sys.stderr)
 
   def _read(self):
-    """Spools what can be used, and sets `_splits`, {split: [(digest, id, position in the spool)]}, and `_summary`."""
+    """Spools the usable images, and sets `_splits`, {split: [(digest, id, position in the spool)]}, and `_summary`."""
     folder = self.builder_config.folder
     try:
       files, kept, left_out = images.find_files(folder.path), {}, []
@@ -99,7 +99,7 @@ class ImageTransformerFolder(tfds.core.GeneratorBasedBuilder, skip_registration=
       name = str(file.relative_to(folder.path)).encode(errors='replace').decode()
       try:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        if digest in kept:  # twice, it could be in both splits
+        if digest in kept:  # a duplicate could be in both splits
           raise InputError(f'the same file as {kept[digest][0]}')
         image = images.fit(images.read_image(file, channels=3), *folder.size, crop=folder.crop)
       except (InputError, OSError) as error:

@@ -1,7 +1,7 @@
-"""Stand-ins for datasets that are not there: images made up by a program, in the dataset's shape and splits.
+"""Stand-ins for datasets that are not available: generated images with the dataset's shape and splits.
 
-A gradient whose direction is the label's (without labels, a random one), with a few discs on it: something to
-learn in little time, but of no meaning for the dataset in whose place it stands.
+Each is a gradient whose direction depends on the label (without labels, a random one), with a few discs on it: quick
+to learn, but its bits/dim say nothing about the dataset that it replaces.
 """
 
 from collections.abc import Iterable

@@ -1,8 +1,8 @@
-"""The two data sets that are both called ImageNet 32x32 (and 64x64), as TFDS prepares them, but without TensorFlow.
+"""The two datasets that are both called ImageNet 32x32 (and 64x64), as TFDS prepares them, but without TensorFlow.
 
-The old one is van den Oord et al. (2016), "Pixel Recurrent Neural Networks", the one of the Image Transformer
+The old one is van den Oord et al. (2016), "Pixel Recurrent Neural Networks", used in the Image Transformer
 paper. The new one is Chrabaszcz et al. (2017), "A Downsampled Variant of ImageNet", downsampled with
-anti-aliasing and hence smoother and easier to compress. What lands on the disk are the stock datasets
+anti-aliasing and hence smoother and easier to compress. The prepared files are those of the stock datasets
 `downsampled_imagenet` and `imagenet_resized`, and data that the stock builders prepared as array_record is read.
 """
 
@@ -31,7 +31,7 @@ class DownsampledImagenet(archives.FromArchives, old.Builder, skip_registration=
   name = 'downsampled_imagenet'
   pkg_dir_path = epath.Path(old.__file__).parent  # where TFDS has its description
   title = 'The original downsampled ImageNet (van den Oord et al., 2016)'
-  origin = 'image-net.org has withdrawn it; https://github.com/tensorflow/datasets/issues/4662 tells of copies'
+  origin = 'image-net.org has withdrawn it; https://github.com/tensorflow/datasets/issues/4662 lists copies'
 
   @property
   def file_names(self):
@@ -45,7 +45,7 @@ class DownsampledImagenet(archives.FromArchives, old.Builder, skip_registration=
     size = int(self.builder_config.name.split('x')[0])
     with tarfile.open(archive) as tar:
       while member := tar.next():
-        tar.members.clear()  # or it keeps the headers of a million files
+        tar.members.clear()  # otherwise it keeps the headers of a million files
         if member.isfile():
           # The key as in the stock builder: it decides the order of storage.
           yield member.name, {'image': _rgb_png(tar.extractfile(member).read(), size)}

@@ -44,8 +44,7 @@ def dense(layout):
     row, column = np.nonzero(seen)
     visible[rows[row], where[memory[column]]] = True
   everything = lambda x: x.reshape(x.shape[0], -1, *x.shape[-2:])
-  dropout = lambda weights: weights
-  return lambda q, k, v: attention.attend(*map(everything, (q, k, v)), dropout, visible).reshape(q.shape)
+  return lambda q, k, v: attention.masked_attention(*map(everything, (q, k, v)), None, visible).reshape(q.shape)
 
 
 def library(layout, implementation):

@@ -24,18 +24,21 @@ _HIDDEN = -1e30
 
 
 def local_attention(q_BNQHK: jax.Array, k_BNQHK: jax.Array, v_BNQHK: jax.Array, drops: Drops | None = None, *,
-                    layout: BlockLayout) -> tuple[jax.Array, None]:
+                    layout: BlockLayout, fused: bool = False) -> tuple[jax.Array, None]:
   """Attends from every query block to its memory block (paper eq. 1).
 
   Args:
     q_BNQHK, k_BNQHK, v_BNQHK: queries, keys and values in the same slots.
     drops: dropout of the attention weights; None: no dropout.
     layout: defines the memory slots of each block.
+    fused: whether to use JAX's fused attention, whose weights never reach memory.
 
   Returns:
     [B, N, Q, H, K], and None. The softmax is computed in float32. Padding slots hold arbitrary finite values.
   """
   k_BNMHK, v_BNMHK = memory_blocks(k_BNQHK, layout), memory_blocks(v_BNQHK, layout)
+  if fused:
+    return _fused_attention(q_BNQHK, k_BNMHK, v_BNMHK, layout.visible()), None
   return masked_attention(q_BNQHK, k_BNMHK, v_BNMHK, drops, layout.visible()[:, None]), None
 
 
@@ -67,6 +70,24 @@ def masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, drops: Drops | No
   mixed = jnp.einsum('...HTM,...MHK->...THK', drop(weights, drops).astype(v.dtype), v,
                      preferred_element_type=jnp.float32)
   return (mixed / total[..., None]).astype(v.dtype)
+
+
+def _fused_attention(q_BNQHK, k_BNMHK, v_BNMHK, visible_NQM):
+  """`masked_attention` by cuDNN on a GPU, elsewhere by XLA.
+
+  Images and heads become one axis and blocks the batch, so that one mask serves all images.
+  """
+  batch, blocks, _, heads, _ = q_BNQHK.shape
+
+  def arrange(x_BNTHK):
+    return jnp.transpose(x_BNTHK, (1, 2, 0, 3, 4)).reshape(blocks, x_BNTHK.shape[2], batch * heads, -1)
+
+  # A row without anything visible, of a padding slot, could give a NaN: it sees everything.
+  visible_NQM = visible_NQM | ~visible_NQM.any(axis=-1, keepdims=True)
+  mixed_NQGK = jax.nn.dot_product_attention(
+      arrange(q_BNQHK), arrange(k_BNMHK), arrange(v_BNMHK), mask=jnp.asarray(visible_NQM)[:, None], scale=1.0,
+      implementation='cudnn' if jax.default_backend() == 'gpu' else 'xla')
+  return jnp.transpose(mixed_NQGK.reshape(*mixed_NQGK.shape[:2], batch, heads, -1), (2, 0, 1, 3, 4))
 
 
 def attention_weights(q_BNQHK: jax.Array, k_BNQHK: jax.Array, layout: BlockLayout, block: int,

@@ -24,6 +24,8 @@ class Encoding(NamedTuple):
   vector_BD: jax.Array | None = None  # added at every position
   context_BCD: jax.Array | None = None  # which every layer attends to
   visible_BC: jax.Array | None = None  # bool, what is visible of the context; None: all of it
+  # Rows and columns of the context in the image, in its pixels [C] each, for rotary coordinates; None: at the origin.
+  coordinates: Sequence[jax.Array] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -118,7 +118,9 @@ class ModelConfig:
   ffn_size: int = 2048  # hidden width of the feed-forward sub-layer
   qkv_size: int = 0  # total width of queries, keys and values; 0: hidden_size
   norm: Literal['post', 'pre'] = 'post'  # post: LN(x + f(x)), the paper's; pre: x + f(LN(x))
-  coordinates: Literal['sine', 'learned'] = 'sine'
+  # How positions are encoded: sine and learned encodings are added to the input of the first layer; rotary ones
+  # rotate the queries and keys of every layer, so that attention sees how far apart two positions are.
+  coordinates: Literal['sine', 'learned', 'rotary'] = 'sine'
   # Multiplies the initial weights that embed intensities or pixels. At 1, the official
   # initialisation, the positional encoding drowns them out, above all pixels, and short runs learn little.
   embedding_gain: float = 1.0
@@ -127,11 +129,15 @@ class ModelConfig:
   # encoder reads and every decoder layer attends to; 1: none.
   upscale: int = 1
   num_encoder_layers: int = 0  # super-resolution only
-  # Gives the small image the coordinates of the large one, and initialises every position to attend to its own
-  # location there. False: as in the original, which must learn this alignment, and in short runs does not.
+  # Gives the small image the coordinates of the large one (as rotary coordinates do by themselves), and initialises
+  # every position to attend to its own location there. False: as in the original, which must learn this alignment,
+  # and in short runs does not.
   align_encoder: bool = False
   dropout: float = 0.3  # on the embedded input and on every residual branch
   attention_dropout: float = 0.0  # on the attention weights; the original has none
+  # einsum over block tensors, or JAX's fused attention, which keeps no weights in memory. auto: fused on a GPU in
+  # bfloat16, where it applies.
+  attention: Literal['auto', 'einsum', 'fused'] = 'auto'
   remat: bool = False  # recompute each layer in the backward pass: less memory, more time
   # The compute type of the layers; parameters, softmax, norms and likelihoods stay float32.
   dtype: Literal['float32', 'bfloat16'] = 'float32'
@@ -160,9 +166,14 @@ class ModelConfig:
       check(self.num_encoder_layers == 0, 'model.num_encoder_layers', self.num_encoder_layers,
             '0 without super-resolution (model.upscale = 1)')
     check(not self.align_encoder or (self.upscale > 1 and self.coordinates == 'sine'), 'model.align_encoder', True,
-          'False without super-resolution (model.upscale = 1) or with learned coordinates')
+          'False without super-resolution (model.upscale = 1) or with coordinates other than sine')
     check(self.qkv_width % self.num_heads == 0, 'model.num_heads', self.num_heads,
           f'a divisor of the query width {self.qkv_width}')
+    check(self.attention != 'fused' or self.fusible, 'model.attention', 'fused',
+          'einsum or auto with dropout of attention weights, or with heads whose width is not a multiple of 8')
+    head = self.qkv_width // self.num_heads
+    check(self.coordinates != 'rotary' or (head >= 6 and head % 2 == 0), 'model.num_heads', self.num_heads,
+          f'such that heads of rotary coordinates have an even width of at least 6, not {head}')
     layers = self.num_layers + self.num_encoder_layers
     weights = self.hidden_size * (layers * (4 * self.qkv_width + 2 * self.ffn_size) + 3 * self.num_mixtures)
     if weights > _MAX_WEIGHTS:  # these are most of them
@@ -172,6 +183,12 @@ class ModelConfig:
   @property
   def qkv_width(self) -> int:
     return self.qkv_size or self.hidden_size
+
+  @property
+  def fusible(self) -> bool:
+    """Whether fused attention applies: it drops no weights and takes heads of certain widths."""
+    width = self.qkv_width // self.num_heads
+    return not self.attention_dropout and width % 8 == 0 and width <= 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,9 +229,13 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """Adam. T2T's "learning rate" hp is a peak of 10 * hp * (d * warm-up steps)^-0.5."""
+  """T2T's "learning rate" hp is a peak of 10 * hp * (d * warm-up steps)^-0.5 for Adam."""
 
+  # muon: Muon (Jordan et al., 2024) for the matrices of the layers, Adam for all other parameters.
+  name: Literal['adam', 'muon'] = 'adam'
   learning_rate: float = 3.5e-3  # the peak
+  # Of Adam under muon, relative to learning_rate.
+  adam_ratio: float = 1.0
   warmup_steps: int = 4_000
   # rsqrt: peak * min(t/w, sqrt(w/t)), the paper's; cosine: to zero at train.steps.
   schedule: Literal['rsqrt', 'cosine'] = 'rsqrt'
@@ -226,7 +247,7 @@ class OptimizerConfig:
   skip_non_finite: int = 0
 
   def __post_init__(self):
-    _check_ranges('optimizer', self, POSITIVE, positive_float, 'learning_rate', 'epsilon')
+    _check_ranges('optimizer', self, POSITIVE, positive_float, 'learning_rate', 'adam_ratio', 'epsilon')
     _check_whole('optimizer', self, 1, _MAX_COUNT, 'warmup_steps')
     _check_ranges('optimizer', self, _FRACTION, _fraction, 'b1', 'b2')
     _check_ranges('optimizer', self, f'0 (off) or {POSITIVE}', lambda value: value == 0 or positive_float(value),

@@ -1,14 +1,18 @@
 """Inputs of the first layer: embeddings of intensities and classes, and positional encodings (paper section 3.1).
 
-Shape suffixes: X any axes, V values of a position, D features.
+Shape suffixes: B batch, X any axes of positions, V values of a position, D features, H heads, K width of a head,
+P pairs of numbers of a head.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from image_transformer.config import ModelConfig
 
 # The official initialisation, of kernels and embedding tables alike.
 official_init = nn.initializers.variance_scaling(0.2, 'fan_avg', 'uniform')
@@ -86,13 +90,15 @@ class Coordinates(nn.Module):
   rows: int
   columns: int
   features: int
-  kind: str  # 'sine' or 'learned'
+  kind: str  # as `model.coordinates`
   spacing: int = 1  # of pixels, 'sine' only
   depth: int = 1  # columns in a pixel
 
   @nn.compact
   def __call__(self, row_X: jax.Array, column_X: jax.Array) -> jax.Array:
-    """Integer coordinates -> [X, D] (float32)."""
+    """Integer coordinates -> [X, D] (float32), or zero for rotary coordinates, which are not added to the input."""
+    if self.kind == 'rotary':
+      return jnp.zeros(())
     if self.kind == 'sine':
       tables = (sine_table(self.rows, self.features, self.spacing),
                 sine_table(self.columns, self.features, self.spacing, self.depth))
@@ -101,3 +107,48 @@ class Coordinates(nn.Module):
     init = nn.initializers.normal(self.features**-0.5)
     return (Table(self.rows, self.features, init, name='row')(row_X) +
             Table(self.columns, self.features, init, name='column')(column_X))
+
+
+def axes_of(row: jax.Array, column: jax.Array, channel: jax.Array, depth: int) -> list[jax.Array]:
+  """The coordinates of positions; the channel is one only where a pixel has several positions (`depth`)."""
+  return [row, column, channel] if depth > 1 else [row, column]
+
+
+class Rotation(NamedTuple):
+  """By what angles pairs of numbers of a query or key are rotated at each position: [X, P] each, float32."""
+
+  cos_XP: jax.Array
+  sin_XP: jax.Array
+
+
+def rotation(config: ModelConfig, coordinates: Sequence[jax.Array]) -> Rotation | None:
+  """Rotary positional encoding (Su et al., 2021) along several axes: each rotates its share of the pairs.
+
+  Args:
+    config: of the network.
+    coordinates: of positions along each axis, [X] each, in pixels.
+
+  Returns:
+    None, if the network has other coordinates.
+  """
+  if config.coordinates != 'rotary':
+    return None
+  num_pairs, num_axes = config.qkv_width // config.num_heads // 2, len(coordinates)
+  angles = []
+  for axis, coordinate_X in enumerate(coordinates):
+    num = num_pairs // num_axes + (axis < num_pairs % num_axes)
+    # From a quarter turn a pixel, which tells neighbours apart, to one fiftieth of that, which orders a whole image.
+    frequency_P = (np.pi / 2 * 50.0**(-np.arange(num) / num)).astype(np.float32)
+    angles.append(jnp.asarray(coordinate_X, jnp.float32)[..., None] * frequency_P)
+  angle_XP = jnp.concatenate(angles, axis=-1)
+  return Rotation(jnp.cos(angle_XP), jnp.sin(angle_XP))
+
+
+def rotate(x_BXHK: jax.Array, by: Rotation | None) -> jax.Array:
+  """Queries or keys, rotated in float32; None: unchanged. The product of a rotated query and a rotated key depends
+  on their distance along each axis."""
+  if by is None:
+    return x_BXHK
+  first, second = jnp.split(x_BXHK.astype(jnp.float32), 2, axis=-1)
+  cos, sin = by.cos_XP[..., None, :], by.sin_XP[..., None, :]
+  return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1).astype(x_BXHK.dtype)

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 
 from image_transformer import attention
 from image_transformer.conditions import Condition
-from image_transformer.config import ImageSpec, ModelConfig
+from image_transformer.config import ImageSpec, ModelConfig, check
 from image_transformer.door import check_given, check_images
-from image_transformer.embeddings import Coordinates, official_init
+from image_transformer.embeddings import Coordinates, axes_of, official_init, rotation
 from image_transformer.labels import Label
 from image_transformer.layout import BlockLayout, block_layout
 from image_transformer.likelihoods import Likelihood, make_likelihood
@@ -109,7 +109,11 @@ class ImageTransformer(nn.Module):
       visible_BC = jnp.concatenate([jnp.ones(one.context_BCD.shape[:2], bool) if one.visible_BC is None else
                                     one.visible_BC for one in parts], axis=1)
     context_BCD = jnp.concatenate([one.context_BCD for one in parts], axis=1)
-    return Encoded(vector_BD, self.decoder.contexts(context_BCD, visible_BC))
+    origin = [0] * len(self._axes(0))
+    places = [jnp.concatenate([jnp.broadcast_to(jnp.asarray(coordinate, jnp.float32), one.context_BCD.shape[1])
+                               for one, coordinate in zip(parts, axis)])
+              for axis in zip(*(origin if one.coordinates is None else one.coordinates for one in parts))]
+    return Encoded(vector_BD, self.decoder.contexts(context_BCD, visible_BC, rotation(self.config, places)))
 
   def embed(self, fed_BXV: jax.Array, fed_index_X: jax.Array, index_X: jax.Array, encoded: Encoded) -> jax.Array:
     """The input of the first layer, without dropout.
@@ -137,11 +141,18 @@ class ImageTransformer(nn.Module):
 
   def decode(self, embedded_BNQD: jax.Array, encoded: Encoded, batch_index_B: jax.Array | None = None) -> jax.Array:
     """Embedded slots -> likelihood parameters [B, N, Q, P], float32."""
-    attention_fn = functools.partial(attention.local_attention, layout=self.layout)
-    return self._run(embedded_BNQD, [attention_fn] * self.config.num_layers, encoded, batch_index_B)[0]
+    attention_fn = functools.partial(attention.local_attention, layout=self.layout, fused=is_fused(self.config))
+    attention_fns = [attention_fn] * self.config.num_layers
+    return self._run(embedded_BNQD, self.layout.order, attention_fns, encoded, batch_index_B)[0]
 
-  def _run(self, embedded_BXD, attention_fns, encoded, batch_index_B=None):
-    x_BXD, kept = self.decoder(embedded_BXD, attention_fns, batch_index_B, encoded.contexts)
+  def _axes(self, index_X):
+    """Coordinates of positions by their raster indices, in pixels; of padding, those of the first."""
+    row, column, channel = jnp.unravel_index(jnp.maximum(index_X, 0), self.layout.image)
+    return axes_of(row, column, channel, self.layout.image[-1])
+
+  def _run(self, embedded_BXD, index_X, attention_fns, encoded, batch_index_B=None):
+    x_BXD, kept = self.decoder(embedded_BXD, attention_fns, batch_index_B, rotation(self.config, self._axes(index_X)),
+                               encoded.contexts)
     return self.output(x_BXD.astype(jnp.float32)), kept
 
   def _decode_images(self, images, given, train, first_index):
@@ -211,7 +222,8 @@ class ImageTransformer(nn.Module):
       mixed, _ = attention.local_attention(q, k, v, drops, layout=self.layout)
       return mixed, keep(q, k, v)
 
-    return self._run(self.embed_images(images, encoded), [attention_fn] * self.config.num_layers, encoded)[1]
+    attention_fns = [attention_fn] * self.config.num_layers
+    return self._run(self.embed_images(images, encoded), self.layout.order, attention_fns, encoded)[1]
 
   def empty_windows(self, num_images: int) -> list[attention.Window]:
     """The window of each layer before the first slot."""
@@ -237,7 +249,7 @@ class ImageTransformer(nn.Module):
     embedded_BD = self.embed(fed_BV, fed_index, index, encoded)
     attention_fns = [functools.partial(attention.cached_attention, layout=self.layout, cache=cache, block=block,
                                        slot=slot) for cache in caches]
-    return self._run(embedded_BD, attention_fns, encoded)
+    return self._run(embedded_BD, index, attention_fns, encoded)
 
 
 def make_conditions(config: ModelConfig, spec: ImageSpec) -> dict[str, Condition]:
@@ -256,8 +268,21 @@ def make_model(config: ModelConfig, spec: ImageSpec) -> ImageTransformer:
     InputError: if the configuration does not fit the images.
   """
   model = ImageTransformer(config, spec)
-  _ = model.conditions, model.layout  # computing them checks the configuration against the images
+  # Computing them checks the configuration against the images and the machine.
+  _ = model.conditions, model.layout, is_fused(config)
   return model
+
+
+def is_fused(config: ModelConfig) -> bool:
+  """Whether a model uses fused attention for all positions at once.
+
+  Raises:
+    InputError: if it should, but cannot on this machine.
+  """
+  gpu, half = jax.default_backend() == 'gpu', config.dtype == 'bfloat16'
+  check(config.attention != 'fused' or half or not gpu, 'model.attention', 'fused',
+        'einsum or auto for float32 on a GPU: fused attention there needs model.dtype=bfloat16')
+  return config.attention == 'fused' or (config.attention == 'auto' and gpu and half and config.fusible)
 
 
 def blank(model: ImageTransformer, num_images: int = 1) -> tuple[jax.Array, Given]:

@@ -1,10 +1,11 @@
-"""Adam with the paper's learning-rate schedule."""
+"""Adam with the paper's learning-rate schedule, and Muon."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from image_transformer.config import OptimizerConfig
 
@@ -29,12 +30,28 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> Callable[[jax.Arra
 
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-  """Adam in float32, after clipping if configured; skips gradients that are not finite if configured."""
+  """Adam or Muon in float32, after clipping if configured; skips gradients that are not finite if configured."""
   clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-  adam = optax.adam(learning_rate(config, num_steps), b1=config.b1, b2=config.b2, eps=config.epsilon)
-  optimizer = optax.chain(clip, adam)
+  rate = learning_rate(config, num_steps)
+  if config.name == 'muon':
+    update = optax.contrib.muon(
+        rate, muon_weight_dimension_numbers=_matrices, adam_b1=config.b1, adam_b2=config.b2,
+        adam_learning_rate=lambda count: config.adam_ratio * rate(count), eps=config.epsilon)
+  else:
+    update = optax.adam(rate, b1=config.b1, b2=config.b2, eps=config.epsilon)
+  optimizer = optax.chain(clip, update)
   # The trainer stops before optax reaches its limit and applies an update that is not finite.
   return optax.apply_if_finite(optimizer, config.skip_non_finite + 1) if config.skip_non_finite else optimizer
+
+
+def _matrices(params):
+  """Marks the parameters that Muon updates: the matrices of the layers. Embeddings and the output are not."""
+
+  def mark(path, leaf):
+    names = {key.key for key in path}
+    return optax.contrib.MuonDimensionNumbers() if leaf.ndim == 2 and names & {'decoder', 'encoder'} else None
+
+  return jax.tree_util.tree_map_with_path(mark, params)
 
 
 def num_skipped(state: optax.OptState) -> tuple[jax.Array, jax.Array]:

@@ -6,11 +6,12 @@ Shape suffixes: B batch, C positions of a context, V values of a position, D fea
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from image_transformer.attention import full_attention
 from image_transformer.conditions import Condition, Encoding
 from image_transformer.config import ImageSpec, ModelConfig, check
-from image_transformer.embeddings import Coordinates
+from image_transformer.embeddings import Coordinates, axes_of, rotation
 from image_transformer.images import area_resize, bicubic
 from image_transformer.likelihoods import make_likelihood
 from image_transformer.transformer import Stack
@@ -30,15 +31,22 @@ class _SmallImageEncoder(nn.Module):
         spacing=c.upscale if c.align_encoder else 1, depth=self.depth)
     self.encoder = Stack(c, c.num_encoder_layers)
 
+  def _places(self):
+    """Coordinates of the small image's positions, as those of the image: in its pixels."""
+    upscale, (height, width) = self.config.upscale, self.spec.shape[:2]
+    row, column, channel = np.indices((height // upscale, width // upscale, self.depth)).reshape(3, -1)
+    return axes_of(upscale * row + (upscale - 1) / 2, upscale * column + (upscale - 1) / 2, channel, self.depth)
+
   def __call__(self, images_BHWC: jax.Array, batch_index_B: jax.Array | None) -> Encoding:
     c = self.config
     values_BCV = images_BHWC.reshape(len(images_BHWC), -1, self.spec.channels // self.depth)
     index_C = jnp.arange(values_BCV.shape[1])
     embedded_BCD = self.encoder_embedding(values_BCV, index_C % self.spec.channels)
     embedded_BCD += self.encoder_coordinates(*jnp.divmod(index_C, self.spec.width // c.upscale * self.depth))
-    layers = c.num_encoder_layers
-    encoded_BCD, _ = self.encoder(embedded_BCD, [full_attention] * layers, batch_index_B, [None] * layers)
-    return Encoding(context_BCD=encoded_BCD)
+    layers, places = c.num_encoder_layers, self._places()
+    encoded_BCD, _ = self.encoder(embedded_BCD, [full_attention] * layers, batch_index_B, rotation(c, places),
+                                  [None] * layers)
+    return Encoding(context_BCD=encoded_BCD, coordinates=places)
 
 
 class SmallImage(Condition):

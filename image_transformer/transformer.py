@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from image_transformer.attention import AttentionFn, full_attention
 from image_transformer.config import ModelConfig
 from image_transformer.dropout import Dropout
-from image_transformer.embeddings import official_init
+from image_transformer.embeddings import Rotation, official_init, rotate
 
 
 class Context(NamedTuple):
@@ -56,20 +56,21 @@ class Attention(nn.Module):
     projected = jnp.split(x_BXD.astype(kernel.dtype) @ kernel, len(kernels), axis=-1)
     return [one.reshape(*x_BXD.shape[:-1], self.config.num_heads, -1) for one in projected]
 
-  def keys_values(self, x_BXD: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def keys_values(self, x_BXD: jax.Array, rotation: Rotation | None) -> tuple[jax.Array, jax.Array]:
     """Keys and values of x: [B, X, H, K] each."""
     k_BXHK, v_BXHK = self._heads(x_BXD, self.key, self.value)
-    return k_BXHK, v_BXHK
+    return rotate(k_BXHK, rotation), v_BXHK
 
   def __call__(self, x_BXD: jax.Array, attention_fn: AttentionFn, batch_index_B: jax.Array | None,
-               context: Context | None = None) -> tuple[jax.Array, Any]:
+               rotation: Rotation | None, context: Context | None = None) -> tuple[jax.Array, Any]:
     """x -> [B, X, D], and what the attention function keeps; without a context, attends to the input itself."""
     if context is None:
       q_BXHK, k, v = self._heads(x_BXD, self.query, self.key, self.value)
+      k = rotate(k, rotation)
     else:
       (q_BXHK,), (k, v, _) = self._heads(x_BXD, self.query), context
     q_BXHK *= q_BXHK.shape[-1]**-0.5
-    mixed_BXHK, kept = attention_fn(q_BXHK, k, v, self.dropout.drops(batch_index_B))
+    mixed_BXHK, kept = attention_fn(rotate(q_BXHK, rotation), k, v, self.dropout.drops(batch_index_B))
     return self.output(mixed_BXHK.reshape(*x_BXD.shape[:-1], -1)), kept
 
 
@@ -103,13 +104,13 @@ class Layer(nn.Module):
     self.ffn, self.ffn_norm = FeedForward(c), layer_norm(c, 'ffn_norm')
     self.dropout = Dropout(c.dropout)
 
-  def context(self, encoded_BCD: jax.Array, visible_BC: jax.Array | None) -> Context:
+  def context(self, encoded_BCD: jax.Array, visible_BC: jax.Array | None, rotation: Rotation | None) -> Context:
     """The keys and values of the encoded conditions in this layer."""
-    k_BCHK, v_BCHK = self.cross_attention.keys_values(encoded_BCD)
+    k_BCHK, v_BCHK = self.cross_attention.keys_values(encoded_BCD, rotation)
     return Context(k_BCHK, v_BCHK, visible_BC)
 
   def __call__(self, x_BXD: jax.Array, attention_fn: AttentionFn, batch_index_B: jax.Array | None,
-               context: Context | None = None) -> tuple[jax.Array, Any]:
+               rotation: Rotation | None, context: Context | None = None) -> tuple[jax.Array, Any]:
     post = self.config.norm == 'post'
 
     def residual(x, norm, sublayer):
@@ -118,11 +119,11 @@ class Layer(nn.Module):
       return norm(x) if post else x, kept
 
     x_BXD, kept = residual(x_BXD, self.self_attention_norm,
-                           lambda x: self.self_attention(x, attention_fn, batch_index_B))
+                           lambda x: self.self_attention(x, attention_fn, batch_index_B, rotation))
     if context is not None:
       to_context = functools.partial(full_attention, visible_BC=context.visible_BC)
       x_BXD, _ = residual(x_BXD, self.cross_attention_norm,
-                          lambda x: self.cross_attention(x, to_context, batch_index_B, context))
+                          lambda x: self.cross_attention(x, to_context, batch_index_B, rotation, context))
     x_BXD, _ = residual(x_BXD, self.ffn_norm, lambda x: (self.ffn(x), None))
     return x_BXD, kept
 
@@ -143,23 +144,25 @@ class Stack(nn.Module):
     if c.norm == 'pre':
       self.final_norm = layer_norm(c, 'final_norm')
 
-  def contexts(self, encoded_BCD: jax.Array, visible_BC: jax.Array | None) -> list[Context]:
+  def contexts(self, encoded_BCD: jax.Array, visible_BC: jax.Array | None,
+               rotation: Rotation | None) -> list[Context]:
     """The keys and values of the encoded conditions in each layer."""
-    return [layer.context(encoded_BCD, visible_BC) for layer in self.layers]
+    return [layer.context(encoded_BCD, visible_BC, rotation) for layer in self.layers]
 
   def __call__(self, x_BXD: jax.Array, attention_fns: Sequence[AttentionFn], batch_index_B: jax.Array | None,
-               contexts: Sequence[Context | None]) -> tuple[jax.Array, list[Any]]:
+               rotation: Rotation | None, contexts: Sequence[Context | None]) -> tuple[jax.Array, list[Any]]:
     """x -> x in the compute type, and what each layer's attention function keeps.
 
     Args:
       x_BXD: embedded positions.
       attention_fns: the self-attention of each layer.
       batch_index_B: the indices of these images in the whole batch, for dropout; None: no dropout.
+      rotation: of queries and keys at each position; None: none.
       contexts: what each layer attends to besides its input.
     """
     x_BXD = self.dropout(x_BXD, batch_index_B).astype(self.config.dtype)
     all_kept = []
     for layer, attention_fn, context in zip(self.layers, attention_fns, contexts, strict=True):
-      x_BXD, kept = layer(x_BXD, attention_fn, batch_index_B, context)
+      x_BXD, kept = layer(x_BXD, attention_fn, batch_index_B, rotation, context)
       all_kept.append(kept)
     return self.final_norm(x_BXD) if self.config.norm == 'pre' else x_BXD, all_kept

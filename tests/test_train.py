@@ -68,9 +68,10 @@ def lines(workdir):
 
 def test_a_restarted_run_is_the_undisturbed_run_bit_for_bit(make_config, tmp_path):
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-  config = make_config()
+  recipe = {'model': {'coordinates': 'rotary', 'norm': 'pre'}, 'optimizer': {'name': 'muon', 'clip_norm': 1.0}}
+  config = make_config(**recipe)
   run(config, whole)
-  run(make_config(train={'steps': 4, 'eval_every': 0}), parts)
+  run(make_config(**recipe, train={'steps': 4, 'eval_every': 0}), parts)
   run(config, parts)
   run(config, parts)  # finished: draws and evaluates again, and logs nothing twice
   jax.tree.map(np.testing.assert_array_equal, saved_state(config, whole), saved_state(config, parts))
@@ -78,6 +79,27 @@ def test_a_restarted_run_is_the_undisturbed_run_bit_for_bit(make_config, tmp_pat
   assert lines(whole) == lines(parts)
   assert [(line['step'], line['split']) for line in lines(whole)] == [
       (3, 'train'), (4, 'test'), (6, 'train'), (8, 'train'), (8, 'test')]
+
+
+def test_muon_updates_the_matrices_of_the_layers_and_adam_the_rest(make_config):
+  config = make_config(optimizer={'name': 'muon', 'adam_ratio': 0.5, 'warmup_steps': 1})
+  model = make_model(config.model, data.image_spec(config))
+  optimizer = make_optimizer(config.optimizer, 1)
+  params = init_state(model, optimizer, config).params
+  gradients = jax.tree.map(lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape)), params)
+  updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+  rate, matrices, others = config.optimizer.learning_rate, 0, 0
+  for path, update in jax.tree_util.tree_leaves_with_path(updates):
+    if path[0].key == 'decoder' and update.ndim == 2:  # orthogonal, up to what five iterations leave
+      matrices += 1
+      scale = max(1, update.shape[1] / update.shape[0])**0.5
+      values = np.linalg.svd(update, compute_uv=False) / (rate * scale)
+      assert values.min() > 0.4 and values.max() < 1.3, path
+    else:  # the first step of Adam, with Nesterov's momentum, is that of the signs
+      others += 1
+      b1 = config.optimizer.b1
+      np.testing.assert_allclose(np.abs(update), rate / 2 * (b1 / (1 + b1) + 1), rtol=1e-3)
+  assert matrices == 6 and others > 6
 
 
 def test_dropout_is_a_function_of_seed_and_step(make_config):

@@ -1,0 +1,73 @@
+"""Fused attention is the attention of the einsum: forward, backward and in a model."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from helpers import jit_once, make_case, random_images
+from image_transformer.attention import local_attention
+from image_transformer.config import ModelConfig
+from image_transformer.errors import InputError
+from image_transformer.layout import block_layout
+from image_transformer.model import is_fused
+
+
+def generated_layouts(num):
+  random = np.random.default_rng(0)
+  for _ in range(num):
+    rows, columns, depth = random.integers(2, 9, 2).tolist() + [int(random.choice([1, 3]))]
+    if random.random() < 0.5:
+      block, flange = (int(random.integers(1, rows * columns * depth)),), (int(random.integers(0, 30)),)
+      scan = str(random.choice(['raster', 'column', 'zigzag']))
+    else:
+      block = int(random.integers(1, rows + 1)), int(random.integers(1, columns + 1))
+      flange, scan = tuple(random.integers(0, 6, 2).tolist()), 'raster'
+    yield block_layout((rows, columns, depth), 1, block, flange, scan)
+
+
+@pytest.mark.parametrize('num', [8, pytest.param(60, marks=pytest.mark.long)])
+def test_fused_attention_is_the_einsum_with_its_gradients(num):
+  padded = 0
+  for i, layout in enumerate(generated_layouts(num)):
+    q, k, v, weight = jax.random.normal(jax.random.key(i), (4, 2, *layout.order.shape, 2, 8))
+    real = (layout.order >= 0)[..., None, None]
+    padded += not real.all()
+
+    def loss(qkv, fused, layout=layout, weight=weight, real=real):
+      mixed = local_attention(*qkv, layout=layout, fused=fused)[0]
+      return jnp.where(real, mixed * weight, 0).sum(), (mixed, jnp.where(real, mixed, 0))
+
+    gradients, mixed = {}, {}
+    for fused in (False, True):
+      gradients[fused], (everything, mixed[fused]) = jit_once(
+          jax.grad(loss, has_aux=True), static_argnums=1)((q, k, v), fused)
+      assert jnp.isfinite(everything).all()  # padding too
+    np.testing.assert_allclose(mixed[True], mixed[False], rtol=0, atol=2e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-5), gradients[True], gradients[False])
+  assert padded > num // 4
+
+
+@pytest.mark.parametrize('name', ['1d_dmol', '2d_categorical', '1d_superres'])
+def test_a_model_with_fused_attention_is_the_same_model(name):
+  probabilities = []
+  for attention in ('einsum', 'fused'):
+    model, variables = make_case(name, attention=attention)
+    images = random_images(model.spec, 2)
+    given = {name: jnp.zeros((2, *one.shape), jnp.int32) for name, one in model.conditions.items()}
+    probabilities.append(jit_once(lambda *args, m=model: m.apply(*args, method='log_prob'))(variables, images, given))
+  np.testing.assert_allclose(*probabilities, rtol=1e-5)
+
+
+def test_auto_is_fused_where_it_applies(monkeypatch):
+  for backend, dtype, dropout in itertools.product(('cpu', 'gpu'), ('float32', 'bfloat16'), (0.0, 0.1)):
+    monkeypatch.setattr(jax, 'default_backend', lambda backend=backend: backend)
+    config = ModelConfig(dtype=dtype, attention_dropout=dropout)
+    assert is_fused(config) == (backend == 'gpu' and dtype == 'bfloat16' and not dropout)
+  assert not is_fused(ModelConfig(dtype='bfloat16', num_heads=1))
+  with pytest.raises(InputError, match='model.attention is .fused.*bfloat16'):
+    is_fused(ModelConfig(attention='fused'))
+  with pytest.raises(InputError, match='model.attention is .fused'):
+    ModelConfig(attention='fused', attention_dropout=0.1)

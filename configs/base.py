@@ -13,16 +13,17 @@ from image_transformer.config import Config
 from image_transformer.errors import InputError
 
 
-def experiment(variant: str, fields: dict[str, Any], smoke: dict[str, Any]) -> ml_collections.ConfigDict:
-  """The defaults with `fields` set and, for the variant 'smoke', `smoke` on top.
+def experiment(variant: str, fields: dict[str, Any], **variants: dict[str, Any]) -> ml_collections.ConfigDict:
+  """The defaults with `fields` set and, for a variant such as 'smoke', its own fields on top.
 
   Raises:
-    InputError: for any other variant.
+    InputError: for an unknown variant.
   """
-  if variant not in ('', 'smoke'):
-    raise InputError(f'Unknown variant :{variant} of a configuration; the only one is :smoke.')
+  if variant and variant not in variants:
+    raise InputError(f'Unknown variant :{variant} of a configuration; known: '
+                     f'{", ".join(f":{name}" for name in variants)}.')
   config = ml_collections.ConfigDict(dataclasses.asdict(Config()))
-  config.update_from_flattened_dict({**fields, **(smoke if variant else {})})
+  config.update_from_flattened_dict({**fields, **variants.get(variant, {})})
   return config
 
 

@@ -61,15 +61,12 @@ POSITIVE = 'a positive number that float32 holds'
 _FRACTION = 'in [0, 1), rounded to float32 too'
 
 _MIN_FLOAT, _MAX_FLOAT = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+_fraction = lambda value: 0 <= value and np.float32(value) < 1
 
 
 def positive_float(value: Any) -> bool:
   """Whether this is a number that is positive and finite in float32."""
   return isinstance(value, (int, float, np.number)) and bool(_MIN_FLOAT <= value <= _MAX_FLOAT)
-
-
-def _fraction(value: float) -> bool:
-  return 0 <= value < 1 and bool(np.float32(value) < 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,14 +98,11 @@ class ImageSpec:
 class ModelConfig:
   """The network (paper sections 3 and 5). Defaults: the paper's CIFAR-10 model."""
 
-  # One number is 1D local attention, counted in positions (intensities, or
-  # pixels under DMOL); two are 2D, (rows, columns) in pixels.
+  # One number: 1D, in positions (intensities, or pixels under DMOL); two: 2D, (rows, columns) in pixels.
   query_block: tuple[int, ...] = (256,)
-  # Memory around the query block: positions before it in 1D; in 2D (rows above,
-  # columns to the left and to the right of those rows and to the left of the block).
+  # Memory around the block: positions before it in 1D; in 2D (rows above, columns beside those and to its left).
   memory_flange: tuple[int, ...] = (256,)
-  # The order in which 1D attention generates pixels: row by row, the paper's; column by column; along diagonals; along
-  # Hilbert's curve (squares whose side is a power of two).
+  # The order of pixels in 1D: by rows (the paper's), columns or diagonals, or along Hilbert's curve.
   scan: Literal['raster', 'column', 'zigzag', 'hilbert'] = 'raster'
   likelihood: Literal['categorical', 'dmol'] = 'categorical'  # dmol: discretized mixture of logistics
   num_mixtures: int = 10  # DMOL components
@@ -118,25 +112,21 @@ class ModelConfig:
   ffn_size: int = 2048  # hidden width of the feed-forward sub-layer
   qkv_size: int = 0  # total width of queries, keys and values; 0: hidden_size
   norm: Literal['post', 'pre'] = 'post'  # post: LN(x + f(x)), the paper's; pre: x + f(LN(x))
-  # How positions are encoded: sine and learned encodings are added to the input of the first layer; rotary ones
-  # rotate the queries and keys of every layer, so that attention sees how far apart two positions are.
+  # sine and learned encodings are added to the input of the first layer; rotary ones rotate queries and keys.
   coordinates: Literal['sine', 'learned', 'rotary'] = 'sine'
-  # Multiplies the initial weights that embed intensities or pixels. At 1, the official
-  # initialisation, the positional encoding drowns them out, above all pixels, and short runs learn little.
+  # Of the initial weights that embed intensities or pixels. At 1, the official initialisation, added positional
+  # encodings drown them out, above all pixels, and short runs learn little.
   embedding_gain: float = 1.0
   class_conditional: bool = False  # adds a class embedding at every position
-  # Super-resolution: the image is generated given itself downsampled by this factor, which an
-  # encoder reads and every decoder layer attends to; 1: none.
+  # Super-resolution: images are generated given themselves downsampled by this factor; 1: none.
   upscale: int = 1
   num_encoder_layers: int = 0  # super-resolution only
-  # Gives the small image the coordinates of the large one (as rotary coordinates do by themselves), and initialises
-  # every position to attend to its own location there. False: as in the original, which must learn this alignment,
-  # and in short runs does not.
+  # Gives the small image the large one's coordinates, and at first every position attends to its own location there.
+  # False: as in the original, which must learn this alignment, and in short runs does not.
   align_encoder: bool = False
   dropout: float = 0.3  # on the embedded input and on every residual branch
   attention_dropout: float = 0.0  # on the attention weights; the original has none
-  # einsum over block tensors, or JAX's fused attention, which keeps no weights in memory. auto: fused on a GPU in
-  # bfloat16, where it applies.
+  # fused: by JAX's kernel, which keeps no weights in memory. auto: fused on a GPU in bfloat16, if possible.
   attention: Literal['auto', 'einsum', 'fused'] = 'auto'
   remat: bool = False  # recompute each layer in the backward pass: less memory, more time
   # The compute type of the layers; parameters, softmax, norms and likelihoods stay float32.
@@ -159,21 +149,15 @@ class ModelConfig:
     _check_ranges('model', self, _FRACTION, _fraction, 'dropout', 'attention_dropout')
     check(1 <= self.upscale <= _MAX_SIDE, 'model.upscale', self.upscale,
           f'1 (no super-resolution) or more, at most {_MAX_SIDE}')
-    if self.upscale > 1:
-      check(0 < self.num_encoder_layers <= _MAX_LAYERS, 'model.num_encoder_layers', self.num_encoder_layers,
-            f'in 1..{_MAX_LAYERS} for super-resolution')
-    else:
-      check(self.num_encoder_layers == 0, 'model.num_encoder_layers', self.num_encoder_layers,
-            '0 without super-resolution (model.upscale = 1)')
+    least, most = (1, _MAX_LAYERS) if self.upscale > 1 else (0, 0)
+    check(least <= self.num_encoder_layers <= most, 'model.num_encoder_layers', self.num_encoder_layers,
+          f'in 1..{_MAX_LAYERS} for super-resolution, else 0 (model.upscale = 1)')
     check(not self.align_encoder or (self.upscale > 1 and self.coordinates == 'sine'), 'model.align_encoder', True,
           'False without super-resolution (model.upscale = 1) or with coordinates other than sine')
     check(self.qkv_width % self.num_heads == 0, 'model.num_heads', self.num_heads,
           f'a divisor of the query width {self.qkv_width}')
-    check(self.attention != 'fused' or self.fusible, 'model.attention', 'fused',
-          'einsum or auto with dropout of attention weights, or with heads whose width is not a multiple of 8')
-    head = self.qkv_width // self.num_heads
-    check(self.coordinates != 'rotary' or (head >= 6 and head % 2 == 0), 'model.num_heads', self.num_heads,
-          f'such that heads of rotary coordinates have an even width of at least 6, not {head}')
+    check(self.coordinates != 'rotary' or self.head_width % 2 == 0, 'model.num_heads', self.num_heads,
+          f'such that heads with rotary coordinates have an even width, not {self.head_width}')
     layers = self.num_layers + self.num_encoder_layers
     weights = self.hidden_size * (layers * (4 * self.qkv_width + 2 * self.ffn_size) + 3 * self.num_mixtures)
     if weights > _MAX_WEIGHTS:  # these are most of them
@@ -185,10 +169,8 @@ class ModelConfig:
     return self.qkv_size or self.hidden_size
 
   @property
-  def fusible(self) -> bool:
-    """Whether fused attention applies: it drops no weights and takes heads of certain widths."""
-    width = self.qkv_width // self.num_heads
-    return not self.attention_dropout and width % 8 == 0 and width <= 128
+  def head_width(self) -> int:
+    return self.qkv_width // self.num_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,17 +216,14 @@ class OptimizerConfig:
   # muon: Muon (Jordan et al., 2024) for the matrices of the layers, Adam for all other parameters.
   name: Literal['adam', 'muon'] = 'adam'
   learning_rate: float = 3.5e-3  # the peak
-  # Of Adam under muon, relative to learning_rate.
-  adam_ratio: float = 1.0
+  adam_ratio: float = 1.0  # with muon: Adam's learning rate, relative to Muon's
   warmup_steps: int = 4_000
-  # rsqrt: peak * min(t/w, sqrt(w/t)), the paper's; cosine: to zero at train.steps.
-  schedule: Literal['rsqrt', 'cosine'] = 'rsqrt'
+  schedule: Literal['rsqrt', 'cosine'] = 'rsqrt'  # rsqrt: ~ min(t/w, sqrt(w/t)), the paper's; cosine: to 0 at the end
   b1: float = 0.9
   b2: float = 0.98
   epsilon: float = 1e-9
   clip_norm: float = 0.0  # global norm to which gradients are clipped; 0: not clipped, as in the paper
-  # How many steps in a row may be skipped for a gradient that is not finite; one more stops the run.
-  skip_non_finite: int = 0
+  skip_non_finite: int = 0  # steps in a row to skip for a gradient that is not finite; one more stops the run
 
   def __post_init__(self):
     _check_ranges('optimizer', self, POSITIVE, positive_float, 'learning_rate', 'adam_ratio', 'epsilon')

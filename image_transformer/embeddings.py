@@ -96,9 +96,12 @@ class Coordinates(nn.Module):
 
   @nn.compact
   def __call__(self, row_X: jax.Array, column_X: jax.Array) -> jax.Array:
-    """Integer coordinates -> [X, D] (float32), or zero for rotary coordinates, which are not added to the input."""
+    """Integer coordinates -> [X, D] (float32); rotary ones, which layers apply, only mark the first position."""
     if self.kind == 'rotary':
-      return jnp.zeros(())
+      # Nothing is fed to the first position. If its input were zero, the gradients of layer norms would grow a
+      # thousandfold from layer to layer there, and overflow.
+      first = self.param('first', nn.initializers.normal(1.0), (self.features,), jnp.float32)
+      return jnp.where((row_X + column_X)[..., None] == 0, first, 0)
     if self.kind == 'sine':
       tables = (sine_table(self.rows, self.features, self.spacing),
                 sine_table(self.columns, self.features, self.spacing, self.depth))
@@ -133,7 +136,7 @@ def rotation(config: ModelConfig, coordinates: Sequence[jax.Array]) -> Rotation 
   """
   if config.coordinates != 'rotary':
     return None
-  num_pairs, num_axes = config.qkv_width // config.num_heads // 2, len(coordinates)
+  num_pairs, num_axes = config.head_width // 2, len(coordinates)
   angles = []
   for axis, coordinate_X in enumerate(coordinates):
     num = num_pairs // num_axes + (axis < num_pairs % num_axes)

@@ -228,7 +228,7 @@ class ImageTransformer(nn.Module):
   def empty_windows(self, num_images: int) -> list[attention.Window]:
     """The window of each layer before the first slot."""
     c = self.config
-    shape_BHK = num_images, c.num_heads, c.qkv_width // c.num_heads
+    shape_BHK = num_images, c.num_heads, c.head_width
     return [attention.empty_window(self.layout, shape_BHK, jnp.dtype(c.dtype))] * c.num_layers
 
   def step(self, fed_BV: jax.Array, block: jax.Array, slot: jax.Array, encoded: Encoded,
@@ -280,9 +280,11 @@ def is_fused(config: ModelConfig) -> bool:
     InputError: if it should, but cannot on this machine.
   """
   gpu, half = jax.default_backend() == 'gpu', config.dtype == 'bfloat16'
-  check(config.attention != 'fused' or half or not gpu, 'model.attention', 'fused',
-        'einsum or auto for float32 on a GPU: fused attention there needs model.dtype=bfloat16')
-  return config.attention == 'fused' or (config.attention == 'auto' and gpu and half and config.fusible)
+  possible = not config.attention_dropout and config.head_width % 8 == 0 and config.head_width <= 128
+  check(config.attention != 'fused' or (possible and (half or not gpu)), 'model.attention', 'fused',
+        'einsum or auto with dropout of attention weights, heads whose width is not a multiple of 8 up to 128, and '
+        'in float32 on a GPU')
+  return config.attention == 'fused' or (config.attention == 'auto' and gpu and half and possible)
 
 
 def blank(model: ImageTransformer, num_images: int = 1) -> tuple[jax.Array, Given]:

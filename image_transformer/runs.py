@@ -23,9 +23,9 @@ from image_transformer.state import init_state
 from image_transformer.workdir import lock, read_json, write_whole
 
 # The fields that a run may change; all others define it.
-_FREE = ('data_dir', 'stand_in', 'eval', 'sample', 'model.remat', 'train.steps', 'train.accumulation',
-         'train.log_every', 'train.checkpoint_every', 'train.keep_checkpoints', 'train.eval_every',
-         'train.sample_every')
+_FREE = ('data_dir', 'stand_in', 'eval', 'sample', 'model.remat', 'model.attention', 'train.steps',
+         'train.accumulation', 'train.log_every', 'train.checkpoint_every', 'train.keep_checkpoints',
+         'train.eval_every', 'train.sample_every')
 
 
 def read_config(workdir: epath.PathLike) -> Config:

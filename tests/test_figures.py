@@ -39,6 +39,17 @@ def test_the_memory_picture_shows_the_papers_memory(query_block, flange, scan):
                                   ((block == block[index]) & (positions != index))[visible[index]])
 
 
+def rotated(x_BPHK, axes):
+  """Rotary coordinates as products of complex numbers."""
+  first, second = np.split(np.asarray(x_BPHK), 2, axis=-1)
+  angles = []
+  for axis, at in enumerate(axes):
+    num = len(range(axis, first.shape[-1], len(axes)))
+    angles.append(at[:, None] * np.pi / 2 * 50.0**(-np.arange(num) / num))
+  turned = (first + 1j * second) * np.exp(1j * np.concatenate(angles, axis=-1))[:, None]
+  return np.concatenate([turned.real, turned.imag], axis=-1)
+
+
 @pytest.mark.parametrize('name', CASES)
 def test_attention_weights_are_those_of_dense_attention(name):
   model, variables = make_case(name)
@@ -59,6 +70,9 @@ def test_attention_weights_are_those_of_dense_attention(name):
   x = from_slots(model.apply(variables, images, encoded, method='embed_images'), layout)
   layer = variables['params']['decoder']['layer_0']['self_attention']
   q, k = ((x @ layer[part]['kernel']).reshape(*x.shape[:2], config.num_heads, -1) for part in ('query', 'key'))
+  if config.coordinates == 'rotary':
+    axes = np.unravel_index(np.arange(layout.num_positions), (model.spec.height, model.spec.width, depth))
+    q, k = (rotated(x, axes[:3 if depth > 1 else 2]) for x in (q, k))
   logits = np.einsum('BHK,BPHK->BHP', q[:, index], k) / np.sqrt(q.shape[-1])
   expected = jax.nn.softmax(np.where(visible[index], logits, -np.inf))
   np.testing.assert_allclose(weights[0], expected, atol=1e-5)

@@ -67,7 +67,8 @@ def test_auto_is_fused_where_it_applies(monkeypatch):
     config = ModelConfig(dtype=dtype, attention_dropout=dropout)
     assert is_fused(config) == (backend == 'gpu' and dtype == 'bfloat16' and not dropout)
   assert not is_fused(ModelConfig(dtype='bfloat16', num_heads=1))
-  with pytest.raises(InputError, match='model.attention is .fused.*bfloat16'):
+  with pytest.raises(InputError, match='model.attention is .fused.*float32'):
     is_fused(ModelConfig(attention='fused'))
-  with pytest.raises(InputError, match='model.attention is .fused'):
-    ModelConfig(attention='fused', attention_dropout=0.1)
+  for changes in ({'attention_dropout': 0.1}, {'num_heads': 128}):
+    with pytest.raises(InputError, match='model.attention is .fused'):
+      is_fused(ModelConfig(attention='fused', dtype='bfloat16', **changes))

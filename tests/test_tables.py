@@ -104,6 +104,7 @@ def test_a_whole_run_stands_in_its_row(leave, tmp_path):
 
 
 @pytest.mark.parametrize('fields', [dict(data_dir='/elsewhere'), dict(eval__batch_size=7), dict(model__remat=True),
+                                    dict(model__attention='einsum'),
                                     dict(train__checkpoint_every=5), dict(train__keep_checkpoints=9)])
 def test_what_may_change_on_the_way_does_not_matter(leave, tmp_path, fields):
   leave(changed(entry(CIFAR10).configs['full'], **fields))

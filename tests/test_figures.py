@@ -78,7 +78,7 @@ def test_attention_weights_are_those_of_dense_attention(name):
   np.testing.assert_allclose(weights[0], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('name', ['2d_ragged_classes', '2d_grey_dmol_ragged', '1d_column_dmol', '1d_superres'])
 def test_the_log_probs_of_pixels_are_those_of_their_parameters(name):
   model, variables = make_case(name)
   images, given = random_images(model.spec, 2), given_for(model, 2)

@@ -162,7 +162,7 @@ def test_conditions_of_a_model_without_any_are_refused():
     lambda run: run.enlarge(SMALL), lambda run: run.evaluate('tset'), lambda run: run.evaluate(num_images=-1),
     lambda run: run.evaluate(num_images=10**6), lambda run: run.examples(0), lambda run: run.examples(10**6)])
 def test_wrong_numbers_are_refused(digits, wrong):
-  refused('must be|has|names no images|cannot', wrong, digits)
+  refused('must be|has|is unknown|cannot', wrong, digits)
 
 
 @pytest.mark.parametrize('images, given', [

@@ -101,6 +101,7 @@ def test_two_processes_evaluate_and_sample_as_one_does(parts):
   np.testing.assert_allclose(drawn['log_probs'], log_probs, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_one_of_two_processes_is_stopped_and_both_go_on(data_dir, tmp_path):
   """SIGTERM to one of them: both stop after the same step, and are started again."""
   workdir = tmp_path / 'run'

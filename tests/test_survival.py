@@ -324,6 +324,7 @@ def test_too_many_steps_that_are_not_finite_stop_the_run(make_config, tmp_path):
     run(skipping(make_config, 2), tmp_path / 'run', prepare)
 
 
+@pytest.mark.long
 def test_a_run_killed_at_random_moments_is_the_undisturbed_run(tmp_path, monkeypatch):
   """The short form of `benchmarks/chaos.py`."""
   monkeypatch.setenv('XLA_FLAGS', '--xla_backend_optimization_level=0')

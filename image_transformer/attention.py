@@ -37,13 +37,24 @@ def local_attention(q_BNQHK: jax.Array, k_BNQHK: jax.Array, v_BNQHK: jax.Array, 
     [B, N, Q, H, K], and None. The softmax is computed in float32. Padding slots hold arbitrary finite values.
   """
   k_BNMHK, v_BNMHK = memory_blocks(k_BNQHK, layout), memory_blocks(v_BNQHK, layout)
-  if fused:
-    return _fused_attention(q_BNQHK, k_BNMHK, v_BNMHK, layout.visible()), None
-  return masked_attention(q_BNQHK, k_BNMHK, v_BNMHK, drops, layout.visible()[:, None]), None
+  visible_NQM = layout.visible()
+  if not fused:
+    return masked_attention(q_BNQHK, k_BNMHK, v_BNMHK, drops, visible_NQM[:, None]), None
+  # A row without anything visible, of a padding slot, could give a NaN: it sees everything.
+  visible_NQM = visible_NQM | ~visible_NQM.any(axis=-1, keepdims=True)
+  q_NQGK, k_NMGK, v_NMGK = map(_blocks_first, (q_BNQHK, k_BNMHK, v_BNMHK))
+  mixed_NQGK = _fused_attention(q_NQGK, k_NMGK, v_NMGK, jnp.asarray(visible_NQM)[:, None])
+  mixed_NQBHK = mixed_NQGK.reshape(*q_BNQHK.shape[1:3], -1, *q_BNQHK.shape[3:])
+  return jnp.transpose(mixed_NQBHK, (2, 0, 1, 3, 4)), None
+
+
+def _blocks_first(x_BNTHK):
+  """Makes blocks the batch, and images and heads one axis, [N, T, G, K], so that one mask serves all images."""
+  return jnp.transpose(x_BNTHK, (1, 2, 0, 3, 4)).reshape(*x_BNTHK.shape[1:3], -1, x_BNTHK.shape[-1])
 
 
 def full_attention(q_BXHK: jax.Array, k_BCHK: jax.Array, v_BCHK: jax.Array, drops: Drops | None = None, *,
-                   visible_BC: jax.Array | None = None) -> tuple[jax.Array, None]:
+                   visible_BC: jax.Array | None = None, fused: bool = False) -> tuple[jax.Array, None]:
   """Attends from every query to a whole context, or to the visible part of it.
 
   Args:
@@ -51,13 +62,18 @@ def full_attention(q_BXHK: jax.Array, k_BCHK: jax.Array, v_BCHK: jax.Array, drop
     k_BCHK, v_BCHK: keys and values of the context.
     drops: dropout of the attention weights; None: no dropout.
     visible_BC: bool, at least one true in each row; None: the whole context is visible.
+    fused: whether to use JAX's fused attention, unless there is a single query.
 
   Returns:
     [B, X, H, K], and None.
   """
   q_BTHK = q_BXHK.reshape(q_BXHK.shape[0], -1, *q_BXHK.shape[-2:])
   visible = True if visible_BC is None else visible_BC[:, None, None]
-  return masked_attention(q_BTHK, k_BCHK, v_BCHK, drops, visible).reshape(q_BXHK.shape), None
+  if fused and q_BTHK.shape[1] > 1:
+    mixed_BTHK = _fused_attention(q_BTHK, k_BCHK, v_BCHK, visible)
+  else:
+    mixed_BTHK = masked_attention(q_BTHK, k_BCHK, v_BCHK, drops, visible)
+  return mixed_BTHK.reshape(q_BXHK.shape), None
 
 
 def masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, drops: Drops | None, visible: Any) -> jax.Array:
@@ -72,22 +88,12 @@ def masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, drops: Drops | No
   return (mixed / total[..., None]).astype(v.dtype)
 
 
-def _fused_attention(q_BNQHK, k_BNMHK, v_BNMHK, visible_NQM):
-  """`masked_attention` by cuDNN on a GPU, elsewhere by XLA.
-
-  Images and heads become one axis and blocks the batch, so that one mask serves all images.
-  """
-  batch, blocks, _, heads, _ = q_BNQHK.shape
-
-  def arrange(x_BNTHK):
-    return jnp.transpose(x_BNTHK, (1, 2, 0, 3, 4)).reshape(blocks, x_BNTHK.shape[2], batch * heads, -1)
-
-  # A row without anything visible, of a padding slot, could give a NaN: it sees everything.
-  visible_NQM = visible_NQM | ~visible_NQM.any(axis=-1, keepdims=True)
-  mixed_NQGK = jax.nn.dot_product_attention(
-      arrange(q_BNQHK), arrange(k_BNMHK), arrange(v_BNMHK), mask=jnp.asarray(visible_NQM)[:, None], scale=1.0,
-      implementation='cudnn' if jax.default_backend() == 'gpu' else 'xla')
-  return jnp.transpose(mixed_NQGK.reshape(*mixed_NQGK.shape[:2], batch, heads, -1), (2, 0, 1, 3, 4))
+def _fused_attention(q_BTHK, k_BMHK, v_BMHK, visible):
+  """`masked_attention` by cuDNN on a GPU, elsewhere by XLA."""
+  mask = None if visible is True else jnp.broadcast_to(
+      visible, (visible.shape[0], 1, q_BTHK.shape[1], k_BMHK.shape[1]))  # a kernel takes no shorter one
+  return jax.nn.dot_product_attention(q_BTHK, k_BMHK, v_BMHK, mask=mask, scale=1.0,
+                                      implementation='cudnn' if jax.default_backend() == 'gpu' else 'xla')
 
 
 def attention_weights(q_BNQHK: jax.Array, k_BNQHK: jax.Array, layout: BlockLayout, block: int,

@@ -1,10 +1,4 @@
-"""Batches of images: TFDS's array_record files, read by random access with Grain.
-
-A training batch is a function of (seed, step), so that resuming needs no state
-but the step. Batches are planned as indices, identically on every process, and
-each process then reads only its share: process k of P takes the k-th of P equal
-parts of every batch, and the parts in order are the batch of a single process.
-"""
+"""The images of a data set: TFDS's array_record files, prepared if need be, checked and opened for random access."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
@@ -19,18 +13,13 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
+from image_transformer.batching import keep_in_memory
 from image_transformer.conditions import Condition
 from image_transformer.config import Config, ImageSpec, check, shown
 from image_transformer.datasets import DATASETS, Dataset, stand_in
 from image_transformer.errors import InputError, MissingDataError
 from image_transformer.images import area_resize
 from image_transformer.model import make_conditions
-
-Batch = dict[str, np.ndarray]
-
-# One thread keeps a few batches ahead of the step; more would only contend for
-# the interpreter, since records are small and decoded in Python.
-_READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 
 _ENOUGH = 10**9  # assumed number of images if it is unknown: no part of a split is then empty
 
@@ -85,7 +74,7 @@ def open_split(config: Config, split: str) -> Sequence[dict[str, Any]]:
     A random-access source, in storage order, of {'image': uint8 [H, W, C], 'label': int32 []} and
     the values of all conditions by name, such as 'low_res': uint8 [H / upscale, W / upscale, C];
     without classes there is no label. If larger images are stored, both image and low_res are
-    downsampled from them, as in tensor2tensor.
+    downsampled from them, as in tensor2tensor. What takes little memory is decoded only once.
 
   Raises:
     MissingDataError: if the dataset is not available.
@@ -103,7 +92,8 @@ def open_split(config: Config, split: str) -> Sequence[dict[str, Any]]:
     raise InputError(f'{config.dataset} in {builder.data_path} has images of shape {shape}, '
                      f'but must have {dataset.stored or spec.shape}.')
   conditions = make_conditions(config.model, spec)
-  return grain.MapDataset.source(examples).map(lambda example: _element(example, spec, conditions))
+  source = grain.MapDataset.source(examples).map(lambda example: _element(example, spec, conditions))
+  return keep_in_memory(source)
 
 
 def full_size(config: Config, split: str) -> int | None:
@@ -137,83 +127,6 @@ def with_stand_in(config: Config) -> Config:
 def is_stand_in(config: Config) -> bool:
   """Returns whether the dataset is generated images in place of a missing one, so that its numbers are not results."""
   return config.dataset.startswith(_STAND_IN)
-
-
-def train_batches(source: Sequence, *, batch_size: int, seed: int, start_step: int, flip: bool = False,
-                  process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
-  """Yields this process's part of the batches from step `start_step` on, without end.
-
-  Every epoch holds every image once, in a new order.
-
-  Args:
-    source: as `open_split` returns it; it may be smaller than a batch.
-    batch_size: images per step over all processes.
-    seed: in 0..2^32-1; a batch depends on (seed, step) alone.
-    start_step: the first step; nothing before it is read.
-    flip: mirrors each image left to right with probability 1/2.
-    process_index: which part, 0..process_count - 1.
-    process_count: in how many parts the batch is read.
-
-  Returns:
-    An iterator of batches of `source`, {'image': uint8 [b, H, W, C], 'label': int32 [b], ...},
-    b = batch_size / process_count.
-
-  Raises:
-    InputError: if process_count does not divide batch_size.
-  """
-  part = _part(batch_size, process_index, process_count)
-
-  def plan(indices, rng):  # the generator is a function of (seed, step)
-    return indices, rng.random(batch_size) < (0.5 if flip else 0)
-
-  def load(planned):
-    indices, flipped = (array[part] for array in planned)
-    batch = _load(source, indices)
-    for values in batch.values():
-      if values.ndim == 4:  # images, small ones too: downsampling commutes with mirroring
-        values[flipped] = values[flipped, :, ::-1]
-    return batch
-
-  order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-  batches = order.batch(batch_size).random_map(plan).map(load)
-  return iter(batches[start_step:].to_iter_dataset(_READ_AHEAD))
-
-
-def eval_batches(source: Sequence, *, batch_size: int, num_images: int = 0, process_index: int = 0,
-                 process_count: int = 1) -> Iterator[Batch]:
-  """Yields this process's part of the images: each exactly once, in order, in padded batches.
-
-  Every process yields the same number of batches, some of them only padding if need be.
-
-  Args:
-    source: as `open_split` returns it.
-    batch_size: images at a time over all processes.
-    num_images: how many, from the start of `source`; 0: all.
-    process_index: which part, 0..process_count - 1.
-    process_count: in how many parts each batch is read.
-
-  Returns:
-    An iterator of what `train_batches` yields. The last batch is padded with copies
-    of the last image, which the caller must discard.
-
-  Raises:
-    InputError: if `source` holds fewer images, or process_count does not divide batch_size.
-  """
-  check(num_images <= len(source), 'eval.num_images', num_images, f'at most {len(source)}, the size of the split')
-  num_images = num_images or len(source)
-  part = _part(batch_size, process_index, process_count)
-
-  def load(step):
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)[part]
-    return _load(source, np.minimum(positions, num_images - 1))
-
-  num_batches = -(-num_images // batch_size)
-  return iter(grain.MapDataset.range(num_batches).map(load).to_iter_dataset(_READ_AHEAD))
-
-
-def first_examples(source: Sequence, num_images: int) -> Batch:
-  """The first examples of a source, in one batch."""
-  return next(eval_batches(source, batch_size=num_images, num_images=num_images))
 
 
 class _Examples:
@@ -321,15 +234,3 @@ def _element(example: dict[str, Any], spec: ImageSpec, conditions: Mapping[str, 
   if spec.num_classes:
     element['label'] = np.int32(example['label'])
   return element | {name: condition.of_example(example) for name, condition in conditions.items()}
-
-
-def _part(batch_size: int, process_index: int, process_count: int) -> slice:
-  check(batch_size % process_count == 0, 'batch_size', batch_size,
-        f'a multiple of the number of processes, {process_count}')
-  size = batch_size // process_count
-  return slice(process_index * size, (process_index + 1) * size)
-
-
-def _load(source: Sequence, indices: np.ndarray) -> Batch:
-  elements = [source[int(index)] for index in indices]
-  return {key: np.stack([element[key] for element in elements]) for key in elements[0]}

@@ -66,7 +66,7 @@ class PixelEmbedding(nn.Module):
     scaled = values_XV.astype(jnp.float32) / ((self.levels - 1) / 2) - 1
     # The 1 x C convolution is a dense layer here, but in the original its kernel is [1, C, 1, features].
     init = _scaled(self.gain, lambda shape: (1, shape[0], 1, shape[1]))
-    return nn.relu(nn.Dense(self.features, kernel_init=init, name='conv')(scaled))
+    return nn.relu(nn.Dense(self.features, kernel_init=init, precision='highest', name='conv')(scaled))
 
 
 def sine_table(length: int, features: int, spacing: int = 1, depth: int = 1) -> np.ndarray:

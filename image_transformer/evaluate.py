@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from image_transformer import data, devices, stopping
+from image_transformer import batching, devices, stopping
 from image_transformer.metrics import Evaluation
 from image_transformer.model import ImageTransformer
 
@@ -34,8 +34,8 @@ def make_scorer(model: ImageTransformer, batch_size: int, method: str = 'log_pro
 
   def score(params: Any, source: Sequence, num_images: int = 0) -> np.ndarray:
     number, batch = num_images or len(source), devices.round_up(batch_size)
-    batches = data.eval_batches(source, batch_size=batch, num_images=number,
-                                process_index=jax.process_index(), process_count=jax.process_count())
+    batches = batching.eval_batches(source, batch_size=batch, num_images=number,
+                                    process_index=jax.process_index(), process_count=jax.process_count())
     nats = []
     with tqdm(total=number, desc='evaluate', unit='image', leave=False, disable=not devices.is_first()) as progress:
       for arrays in batches:

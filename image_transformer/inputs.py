@@ -5,7 +5,7 @@ import os
 from etils import epath
 import numpy as np
 
-from image_transformer import data, images
+from image_transformer import batching, data, images
 from image_transformer.errors import InputError
 from image_transformer.library import Run
 
@@ -31,7 +31,7 @@ def read_inputs(run: Run, path: os.PathLike | str | None, number: int) -> dict[s
   if not path:
     source = data.open_split(config, config.eval.split)
     number = min(number or len(source), len(source))
-    return data.first_examples(source, number)
+    return batching.first_examples(source, number)
   files = images.find_files(epath.Path(path).expanduser())[:number or None]
   # Files hold bytes; the dataset may have fewer levels.
   photos = [np.round(images.read_image(file, spec.channels) * ((spec.levels - 1) / 255)).astype(np.uint8)

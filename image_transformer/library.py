@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from image_transformer import data, devices
+from image_transformer import batching, data, devices
 from image_transformer.conditions import default_given
 from image_transformer.config import Config, check
 from image_transformer.door import check_given, check_images
@@ -84,7 +84,7 @@ class Run:
     """The first images of a split (see `evaluate`), uint8 [num_images, H, W, C], and what they are conditioned on."""
     source = data.open_split(self.config, split or self.config.eval.split)
     check_number(num_images)
-    batch = data.first_examples(source, num_images)
+    batch = batching.first_examples(source, num_images)
     return batch['image'], {name: batch[name] for name in self.model.conditions}
 
   def sample(self, num_images: int, temperature: float | None = None, seed: int = 0, **given: Any) -> np.ndarray:

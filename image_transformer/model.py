@@ -8,6 +8,7 @@ or none), V values of a position, D features, C positions of a context, P likeli
 """
 
 from collections.abc import Callable, Mapping
+import contextlib
 import functools
 import operator
 from typing import Any, NamedTuple
@@ -18,14 +19,14 @@ import jax.numpy as jnp
 
 from image_transformer import attention
 from image_transformer.conditions import Condition
-from image_transformer.config import ImageSpec, ModelConfig, check
+from image_transformer.config import ImageSpec, ModelConfig
 from image_transformer.door import check_given, check_images
 from image_transformer.embeddings import Coordinates, axes_of, official_init, rotation
 from image_transformer.labels import Label
 from image_transformer.layout import BlockLayout, block_layout
 from image_transformer.likelihoods import Likelihood, make_likelihood
 from image_transformer.small_images import SmallImage
-from image_transformer.transformer import Context, Stack
+from image_transformer.transformer import Context, Stack, is_fused
 
 # What images are conditioned on: integers [B, ...] for each name in `ImageTransformer.conditions`.
 Given = Mapping[str, jax.Array]
@@ -52,6 +53,12 @@ class ImageTransformer(nn.Module):
 
   config: ModelConfig
   spec: ImageSpec
+
+  def apply(self, *args: Any, **kwargs: Any) -> Any:
+    # GPUs and TPUs round float32 operands of matrix products to fewer bits by default.
+    exact = self.config.dtype == 'float32'
+    with jax.default_matmul_precision('highest') if exact else contextlib.nullcontext():
+      return super().apply(*args, **kwargs)
 
   @property
   def likelihood(self) -> Likelihood:
@@ -82,7 +89,7 @@ class ImageTransformer(nn.Module):
       nn.share_scope(self, encoder)
     # Outside the compute type: likelihoods need float32 parameters.
     self.output = nn.Dense(self.likelihood.num_parameters, use_bias=self.likelihood.output_bias,
-                           kernel_init=official_init)
+                           kernel_init=official_init, precision='highest')
 
   def values(self, images: jax.Array) -> jax.Array:
     """Images [B, H, W, C] -> int32 values [B, positions, V] in raster order."""
@@ -271,20 +278,6 @@ def make_model(config: ModelConfig, spec: ImageSpec) -> ImageTransformer:
   # Computing them checks the configuration against the images and the machine.
   _ = model.conditions, model.layout, is_fused(config)
   return model
-
-
-def is_fused(config: ModelConfig) -> bool:
-  """Whether a model uses fused attention for all positions at once.
-
-  Raises:
-    InputError: if it should, but cannot on this machine.
-  """
-  gpu, half = jax.default_backend() == 'gpu', config.dtype == 'bfloat16'
-  possible = not config.attention_dropout and config.head_width % 8 == 0 and config.head_width <= 128
-  check(config.attention != 'fused' or (possible and (half or not gpu)), 'model.attention', 'fused',
-        'einsum or auto with dropout of attention weights, heads whose width is not a multiple of 8 up to 128, and '
-        'in float32 on a GPU')
-  return config.attention == 'fused' or (config.attention == 'auto' and gpu and half and possible)
 
 
 def blank(model: ImageTransformer, num_images: int = 1) -> tuple[jax.Array, Given]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from tqdm import tqdm
 
-from image_transformer import data, devices, pictures, stopping
+from image_transformer import batching, data, devices, pictures, stopping
 from image_transformer.checkpoints import Checkpoints, saved_steps
 from image_transformer.conditions import default_given
 from image_transformer.config import Config, check, from_dict
@@ -158,7 +158,7 @@ class Trainer:
       start = int(state.step)
       self._checkpoints.set_aside_after(start)
       self._begin_logs(start)
-      batches = data.train_batches(
+      batches = batching.train_batches(
           self.train_source, batch_size=train.batch_size, seed=self.config.seed, start_step=start, flip=train.flip,
           process_index=jax.process_index(), process_count=jax.process_count())
       try:
@@ -281,7 +281,7 @@ class Trainer:
       picture = pictures.grid(images, model.spec.levels, columns)
     else:  # conditions without defaults come from the evaluation split
       number = min(number, len(self.eval_source))
-      inputs = data.first_examples(self.eval_source, number)
+      inputs = batching.first_examples(self.eval_source, number)
       given = {name: inputs[name] for name in model.conditions}
       images, _ = draw(number, given, self.config.sample.temperature)
       picture = pictures.samples_of(model, given, images[:, None], inputs['image'])

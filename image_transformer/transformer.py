@@ -16,9 +16,23 @@ import jax
 import jax.numpy as jnp
 
 from image_transformer.attention import AttentionFn, full_attention
-from image_transformer.config import ModelConfig
+from image_transformer.config import ModelConfig, check
 from image_transformer.dropout import Dropout
 from image_transformer.embeddings import Rotation, official_init, rotate
+
+
+def is_fused(config: ModelConfig) -> bool:
+  """Whether layers use fused attention for all positions at once.
+
+  Raises:
+    InputError: if it should, but cannot on this machine.
+  """
+  gpu, half = jax.default_backend() == 'gpu', config.dtype == 'bfloat16'
+  possible = not config.attention_dropout and config.head_width % 8 == 0 and config.head_width <= 128
+  check(config.attention != 'fused' or (possible and (half or not gpu)), 'model.attention', 'fused',
+        'einsum or auto with dropout of attention weights, heads whose width is not a multiple of 8 up to 128, and '
+        'in float32 on a GPU')
+  return config.attention == 'fused' or (config.attention == 'auto' and gpu and half and possible)
 
 
 class Context(NamedTuple):
@@ -121,7 +135,7 @@ class Layer(nn.Module):
     x_BXD, kept = residual(x_BXD, self.self_attention_norm,
                            lambda x: self.self_attention(x, attention_fn, batch_index_B, rotation))
     if context is not None:
-      to_context = functools.partial(full_attention, visible_BC=context.visible_BC)
+      to_context = functools.partial(full_attention, visible_BC=context.visible_BC, fused=is_fused(self.config))
       x_BXD, _ = residual(x_BXD, self.cross_attention_norm,
                           lambda x: self.cross_attention(x, to_context, batch_index_B, rotation, context))
     x_BXD, _ = residual(x_BXD, self.ffn_norm, lambda x: (self.ffn(x), None))

@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 import pytest
 
 from helpers import leave_run
-from image_transformer import data, metrics, runs, tables
+from image_transformer import batching, data, metrics, runs, tables
 from image_transformer.config import Config, FolderConfig, from_dict
 from image_transformer.errors import InputError
 from image_transformer.images import read_image
@@ -155,8 +155,9 @@ def read_all(folder):
   config, batches = Config(dataset='digits', data_dir=str(folder)), []
   for split in ('train', 'test'):
     source = data.open_split(config, split)
-    batches += data.eval_batches(source, batch_size=99)
-    batches += itertools.islice(data.train_batches(source, batch_size=99, seed=0, start_step=0), len(source) // 99)
+    batches += batching.eval_batches(source, batch_size=99)
+    batches += itertools.islice(batching.train_batches(source, batch_size=99, seed=0, start_step=0),
+                                len(source) // 99)
   return batches
 
 

@@ -1,5 +1,6 @@
 """Batches are functions of (seed, step), every image counts once, and preparing leaves nothing half done."""
 
+import collections
 import hashlib
 import io
 import itertools
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from image_transformer import data
+from image_transformer import batching, data
 from image_transformer.config import Config, ImageSpec, ModelConfig
 from image_transformer.datasets import celeba, cifar10, digits, generated
 from image_transformer.errors import InputError, MissingDataError
@@ -41,7 +42,7 @@ def take(batches, count):
 
 def train(num_images, count, **kwargs):
   kwargs = {'batch_size': 4, 'seed': 0, 'start_step': 0} | kwargs
-  return take(data.train_batches(make_source(num_images), **kwargs), count)
+  return take(batching.train_batches(make_source(num_images), **kwargs), count)
 
 
 def labels(batches):
@@ -111,8 +112,8 @@ def test_flips_mirror_about_half_of_the_images():
 @pytest.mark.parametrize('num_images', [1, 3, 8, 13])
 def test_evaluation_has_every_image_once_and_in_order(num_images, batch_size, process_count):
   source = make_source(num_images)
-  parts = [list(data.eval_batches(source, batch_size=batch_size, process_index=index,
-                                  process_count=process_count)) for index in range(process_count)]
+  parts = [list(batching.eval_batches(source, batch_size=batch_size, process_index=index,
+                                      process_count=process_count)) for index in range(process_count)]
   batches = join(parts)
   assert {len(part) for part in parts} == {-(-num_images // batch_size)}
   assert all(len(batch['image']) == batch_size // process_count for part in parts for batch in part)
@@ -123,15 +124,43 @@ def test_evaluation_has_every_image_once_and_in_order(num_images, batch_size, pr
 
 
 def test_evaluation_of_the_first_images():
-  batches = list(data.eval_batches(make_source(9), batch_size=4, num_images=5))
+  batches = list(batching.eval_batches(make_source(9), batch_size=4, num_images=5))
   assert labels(batches) == [0, 1, 2, 3, 4, 4, 4, 4]
   with pytest.raises(InputError, match='num_images is 10, but must be at most 9'):
-    data.eval_batches(make_source(9), batch_size=4, num_images=10)
+    batching.eval_batches(make_source(9), batch_size=4, num_images=10)
+
+
+class Counted(list):
+  """Counts how often each example is read."""
+
+  def __init__(self, examples):
+    super().__init__(examples)
+    self.reads = collections.Counter()
+
+  def __getitem__(self, index):
+    self.reads[index] += 1
+    return super().__getitem__(index)
+
+
+def test_examples_that_fit_in_memory_are_decoded_once(monkeypatch):
+  want = train(10, 12, flip=True)
+  examples = Counted(make_source(10))
+  kept = batching.keep_in_memory(examples)
+  assert len(kept) == 10 and set(examples.reads) <= {0}
+  examples.reads.clear()
+  for _ in range(2):
+    got = take(batching.train_batches(kept, batch_size=4, seed=0, start_step=0, flip=True), 12)
+    assert_same(got, want)
+  assert examples.reads == dict.fromkeys(range(10), 1)
+  for example, index in (kept[3], 3), (kept[-1], 9):
+    assert_same([example], [examples[index]])
+  monkeypatch.setattr(batching, '_KEPT_BYTES', 9 * sum(value.nbytes for value in examples[0].values()))
+  assert batching.keep_in_memory(examples) is examples
 
 
 def test_a_batch_must_divide_among_the_processes():
   for call in (lambda: train(10, 1, process_count=3),
-               lambda: data.eval_batches(make_source(9), batch_size=4, process_count=3)):
+               lambda: batching.eval_batches(make_source(9), batch_size=4, process_count=3)):
     with pytest.raises(InputError, match='batch_size is 4, but must be a multiple'):
       call()
 
@@ -166,7 +195,7 @@ def test_digits(digits_dir):
   for split, count in (('train', 1500), ('test', 297)):
     source = data.open_split(named('digits', digits_dir), split)
     assert len(source) == count
-    (batch,) = data.eval_batches(source, batch_size=count)
+    (batch,) = batching.eval_batches(source, batch_size=count)
     assert set(np.unique(batch['image'])) == set(range(17)) and set(batch['label']) == set(range(10))
     ids = [int(example['id'][-4:]) for example in examples[split]]
     np.testing.assert_array_equal(batch['image'][..., 0], original['images'][ids])
@@ -231,7 +260,7 @@ def test_low_resolution_images(digits_dir):
   for index in range(20):
     np.testing.assert_array_equal(source[index]['image'], plain[index]['image'])
     np.testing.assert_array_equal(source[index]['low_res'], area_resize(plain[index]['image'], 2, 2))
-  (batch,) = data.eval_batches(source, batch_size=297)
+  (batch,) = batching.eval_batches(source, batch_size=297)
   np.testing.assert_array_equal(batch['low_res'], area_resize(batch['image'], 2, 2))
 
 
@@ -240,7 +269,7 @@ def test_an_image_and_its_low_resolution_are_flipped_together(digits_dir, flip):
   source = data.open_split(named('digits', digits_dir, 2), 'train[:64]')
   originals = {element['image'].tobytes() for element in (source[index] for index in range(64))}
   kept = []
-  for batch in take(data.train_batches(source, batch_size=16, seed=0, start_step=0, flip=flip), 8):
+  for batch in take(batching.train_batches(source, batch_size=16, seed=0, start_step=0, flip=flip), 8):
     # Each image still matches its own small one, since making smaller commutes with mirroring ...
     np.testing.assert_array_equal(batch['low_res'], area_resize(batch['image'], 4, 4))
     kept += [image.tobytes() in originals for image in batch['image']]
@@ -380,14 +409,14 @@ def test_tensorflow_is_not_imported(archive, tmp_path):
   program = f"""if True:
       import sys
       sys.path.insert(0, {str(tmp_path)!r})
-      from image_transformer import data
+      from image_transformer import batching, data
       from image_transformer.config import Config
       from image_transformer.datasets import cifar10
       cifar10.SHA256 = {cifar10.SHA256!r}
       for dataset in ('digits', 'cifar10', 'generated_celeba'):
         source = data.open_split(Config(dataset=dataset, data_dir={str(tmp_path)!r}), 'train')
-        next(data.train_batches(source, batch_size=4, seed=0, start_step=0))
-        next(data.eval_batches(source, batch_size=4))
+        next(batching.train_batches(source, batch_size=4, seed=0, start_step=0))
+        next(batching.eval_batches(source, batch_size=4))
   """
   root = pathlib.Path(data.__file__).parents[1]
   done = subprocess.run([sys.executable, '-c', program], cwd=root, capture_output=True, text=True,

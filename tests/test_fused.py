@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from helpers import jit_once, make_case, random_images
-from image_transformer.attention import local_attention
+from image_transformer.attention import full_attention, local_attention
 from image_transformer.config import ModelConfig
 from image_transformer.errors import InputError
 from image_transformer.layout import block_layout
-from image_transformer.model import is_fused
+from image_transformer.transformer import is_fused
 
 
 def generated_layouts(num):
@@ -48,6 +48,24 @@ def test_fused_attention_is_the_einsum_with_its_gradients(num):
     np.testing.assert_allclose(mixed[True], mixed[False], rtol=0, atol=2e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-5), gradients[True], gradients[False])
   assert padded >= num // 4
+
+
+@pytest.mark.parametrize('queries', [(5,), (2, 3), ()])
+@pytest.mark.parametrize('masked', [False, True])
+def test_fused_attention_to_a_context_is_the_einsum_with_its_gradients(queries, masked):
+  q, k, v = (jax.random.normal(jax.random.key(i), (2, *shape, 3, 8)) for i, shape in enumerate((queries, (7,), (7,))))
+  visible = jnp.arange(7) < jnp.array([[7], [4]]) if masked else None
+
+  def loss(qkv, fused):
+    mixed = full_attention(*qkv, visible_BC=visible, fused=fused)[0]
+    assert mixed.shape == qkv[0].shape
+    return (mixed**2).sum()
+
+  (einsum, want), (fused, got) = (jax.value_and_grad(loss)((q, k, v), fused) for fused in (False, True))
+  np.testing.assert_allclose(fused, einsum, rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-5), got, want)
+  if masked:
+    assert (np.asarray(got[1])[1, 4:] == 0).all()
 
 
 @pytest.mark.parametrize('name', ['1d_dmol', '2d_categorical', '1d_superres'])

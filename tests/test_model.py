@@ -3,6 +3,7 @@
 from flax import linen as nn
 from flax import traverse_util
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -114,6 +115,28 @@ def test_bfloat16_is_for_the_layers_alone():
   assert parameters.dtype == log_prob.dtype == jnp.float32
   assert np.mean(parameters == parameters.astype(jnp.bfloat16)) < 0.1, 'rounded after all'
   np.testing.assert_allclose(log_prob, jax.jit(run, static_argnums=0)(model)[1], rtol=0.02)
+
+
+def products(jaxpr):
+  """All matrix products of a program."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == 'dot_general':
+      yield equation
+    for inner in jax.extend.core.jaxprs_in_params(equation.params):
+      yield from products(inner)
+
+
+@pytest.mark.parametrize('name, dtype', [('2d_dmol', 'float32'), ('1d_superres', 'float32'), ('2d_dmol', 'bfloat16')])
+def test_products_of_float32_are_exact_on_every_backend(name, dtype):
+  """Forward and backward; by default GPUs would round their operands to TF32, TPUs to bfloat16."""
+  model, variables = make_case(name, dtype=dtype)
+  images, given = random_images(model.spec, 2), given_for(model, 2)
+  loss = lambda variables: model.apply(variables, images, given, method='log_prob').sum()
+  found = list(products(jax.make_jaxpr(jax.grad(loss))(variables).jaxpr))
+  in_float32 = [one for one in found if {operand.aval.dtype for operand in one.invars} == {jnp.dtype('float32')}]
+  assert len(in_float32) == len(found) if dtype == 'float32' else 0 < len(in_float32) < len(found)
+  for one in in_float32:
+    assert one.params['precision'] == (jax.lax.Precision.HIGHEST,) * 2, one
 
 
 def test_layer_norm_is_float32_on_bfloat16_inputs():

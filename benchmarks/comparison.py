@@ -1,11 +1,15 @@
-"""The paper's choices on real images, in small: block sizes (table 4), 1D and 2D, likelihoods, averaged parameters.
+"""Choices compared on real images, in small, by one of two experiments:
 
-  python benchmarks/comparison.py train --data_dir=$DATA_DIR --out=runs/comparison    # what is not there yet; hours
-  python benchmarks/comparison.py report --out=runs/comparison                        # table.md and curves.png
+  paper    the paper's: block sizes (table 4), 1D and 2D, likelihoods, averaged parameters
+  recipe   what the recipe of `configs/cifar10_fast.py` is made of, one change at a time
 
-Every run is one `main.py`, on one core, several side by side. All have the same layers, widths, steps, batches and
-seeds; only what the name of a run says differs. A position is a pixel, but for the categorical runs, where it is one
-of a pixel's three intensities and blocks are three times as long, to be the same pixels.
+  python benchmarks/comparison.py train --experiment=paper --data_dir=$DATA_DIR    # what is not there yet; hours
+  python benchmarks/comparison.py report --experiment=paper                        # table.md and curves.png
+
+Every run is one `main.py`, on one core, several side by side. All have the same steps, batches and seeds, and of the
+paper's all have the same layers and widths; only what the name of a run says differs. A position is a pixel, but for
+the categorical runs, where it is one of a pixel's three intensities and blocks are three times as long, to be the same
+pixels. The recipe is chosen on the last tenth of the training split.
 """
 
 import argparse
@@ -17,46 +21,69 @@ import queue
 import statistics
 import subprocess
 import sys
+from typing import Any, NamedTuple
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-_SAME = {
-    'train.steps': 1500,
-    'train.batch_size': 4,
-    'train.ema_decay': 0.99,
-    'train.eval_every': 250,
-    'sample.num_images': 10,
-    'sample.batch_size': 10,
-    'model.embedding_gain': 20.0,
-}
+
+class Experiment(NamedTuple):
+  same: dict[str, Any]  # fields of all runs
+  runs: dict[str, tuple[str, dict[str, Any]]]  # by name: the configuration, and what differs from its small form
+  raw: tuple[str, ...] = ()  # runs whose parameters without averaging are evaluated too
+  one_seed: tuple[str, ...] = ()  # runs that take long
 
 
 def _blocks(query, flange=None):
   return {'model.query_block': query, 'model.memory_flange': flange or query}
 
 
-# By name: the configuration, and what differs from its small form besides `_SAME`.
-RUNS = {
-    'block 8': ('cifar10_1d_dmol', _blocks((8,))),
-    'block 16': ('cifar10_1d_dmol', _blocks((16,))),
-    'block 64': ('cifar10_1d_dmol', _blocks((64,))),
-    'block 256': ('cifar10_1d_dmol', _blocks((256,))),
-    # 64 pixels of memory above and to the left: as many as in 'block 64'.
-    '2D, 8x8': ('cifar10_2d_dmol', _blocks((8, 8), (4, 2))),
-    'categorical, block 64': ('cifar10_1d', _blocks((192,))),
+def _fast(**fields):
+  return 'cifar10_fast', {name.replace('__', '.'): value for name, value in fields.items()}
+
+
+EXPERIMENTS = {
+    'paper': Experiment(
+        same={'train.steps': 1500, 'train.batch_size': 4, 'train.ema_decay': 0.99, 'train.eval_every': 250,
+              'sample.num_images': 10, 'sample.batch_size': 10, 'model.embedding_gain': 20.0},
+        runs={
+            'block 8': ('cifar10_1d_dmol', _blocks((8,))),
+            'block 16': ('cifar10_1d_dmol', _blocks((16,))),
+            'block 64': ('cifar10_1d_dmol', _blocks((64,))),
+            'block 256': ('cifar10_1d_dmol', _blocks((256,))),
+            # 64 pixels of memory above and to the left: as many as in 'block 64'.
+            '2D, 8x8': ('cifar10_2d_dmol', _blocks((8, 8), (4, 2))),
+            'categorical, block 64': ('cifar10_1d', _blocks((192,))),
+        },
+        raw=('block 64',), one_seed=('categorical, block 64',)),
+    'recipe': Experiment(
+        same={'train.steps': 2000, 'train.ema_decay': 0.99, 'train.split': 'train[:90%]',
+              'eval.split': 'train[90%:]', 'train.eval_every': 250, 'sample.num_images': 10, 'sample.batch_size': 10},
+        runs={
+            'the recipe': _fast(),
+            'sine coordinates, gain 20': _fast(model__coordinates='sine', model__embedding_gain=20.0),
+            'Adam, learning rate 0.004': _fast(optimizer__name='adam', optimizer__learning_rate=4e-3),
+            'post-norm': _fast(model__norm='post'),
+            'queries and keys not normalised': _fast(model__qk_norm=False),
+            'biases of the embedding begin at 0': _fast(model__embedding_bias=0.0),
+            'batch 4, half the steps': _fast(train__batch_size=4, train__steps=1000),
+            'batch 1, twice the steps': _fast(train__batch_size=1, train__steps=4000),
+            'learning rate 0.005': _fast(optimizer__learning_rate=5e-3),
+            'learning rate 0.02': _fast(optimizer__learning_rate=2e-2),
+            'memory 64': _fast(model__memory_flange=(64,)),
+            'block 16': _fast(model__query_block=(16,)),
+            '5 mixtures': _fast(model__num_mixtures=5),
+        }),
 }
-AVERAGED = 'block 64'  # its parameters without averaging are evaluated too
-ONE_SEED = 'categorical, block 64'  # takes as long as all others of a seed
 
 
 def folder(out: pathlib.Path, name: str, seed: int) -> pathlib.Path:
   return out / f'{name.replace(",", "").replace(" ", "_")}_seed_{seed}'
 
 
-def train(out: pathlib.Path, data_dir: str, num_seeds: int, num_jobs: int) -> None:
+def train(experiment: Experiment, out: pathlib.Path, data_dir: str, num_seeds: int, num_jobs: int) -> None:
   """Trains and evaluates what is missing; a stopped run is resumed."""
   cores: queue.SimpleQueue[int | None] = queue.SimpleQueue()
   allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else [None]
@@ -68,33 +95,34 @@ def train(out: pathlib.Path, data_dir: str, num_seeds: int, num_jobs: int) -> No
     try:
       if core is not None:
         os.sched_setaffinity(0, {core})  # of this thread and of the processes that it starts
-      _train_and_evaluate(folder(out, name, seed), name, seed, data_dir)
+      _train_and_evaluate(experiment, folder(out, name, seed), name, seed, data_dir)
     finally:
       cores.put(core)
 
-  jobs = [(ONE_SEED, 0), *((name, seed) for seed in range(num_seeds) for name in RUNS if name != ONE_SEED)]
+  jobs = [*((name, 0) for name in experiment.one_seed),
+          *((name, seed) for seed in range(num_seeds) for name in experiment.runs if name not in experiment.one_seed)]
   with concurrent.futures.ThreadPoolExecutor(num_jobs) as pool:
     for done in [pool.submit(on_one_core, *job) for job in jobs]:
       done.result()
 
 
-def _train_and_evaluate(here, name, seed, data_dir):
+def _train_and_evaluate(experiment, here, name, seed, data_dir):
   results, averaged, raw = (here / f'{name}.json' for name in ('results', 'averaged', 'raw'))
   if averaged.exists():  # a stop came while the parameters without averaging were evaluated
     averaged.replace(results)
   if not results.exists():
-    _run(here, name, seed, data_dir)
-  if name == AVERAGED and not raw.exists():
+    _run(experiment, here, name, seed, data_dir)
+  if name in experiment.raw and not raw.exists():
     averaged.write_text(results.read_text())
-    _run(here, name, seed, data_dir, '--mode=eval', '--config.eval.ema=False')
+    _run(experiment, here, name, seed, data_dir, '--mode=eval', '--config.eval.ema=False')
     results.replace(raw)
     averaged.replace(results)
   print(name, seed, _bits(here), flush=True)
 
 
-def _run(here, name, seed, data_dir, *more):
-  config, fields = RUNS[name]
-  fields = {**_SAME, **fields, 'seed': seed, 'data_dir': data_dir}
+def _run(experiment, here, name, seed, data_dir, *more):
+  config, fields = experiment.runs[name]
+  fields = {**experiment.same, **fields, 'seed': seed, 'data_dir': data_dir}
   command = [sys.executable, str(ROOT / 'main.py'), f'--config={ROOT}/configs/{config}.py:smoke', f'--workdir={here}',
              *(f'--config.{field}={value}' for field, value in fields.items()), *more]
   here.parent.mkdir(parents=True, exist_ok=True)
@@ -106,10 +134,10 @@ def _bits(here, file='results.json'):
   return json.loads((here / file).read_text())['bits_per_dim']
 
 
-def rows(out: pathlib.Path) -> dict[str, list[float]]:
+def rows(experiment: Experiment, out: pathlib.Path) -> dict[str, list[float]]:
   """Bits/dim on all test images by seed, of every kind of run that is there."""
   found = {}
-  for name in RUNS:
+  for name in experiment.runs:
     for title, file in (name, 'results.json'), (f'{name}, not averaged', 'raw.json'):
       here = [folder(out, name, seed) for seed in range(len(list(out.iterdir())))]
       if values := [_bits(one, file) for one in here if (one / file).exists()]:
@@ -117,29 +145,29 @@ def rows(out: pathlib.Path) -> dict[str, list[float]]:
   return found
 
 
-def table(out: pathlib.Path) -> str:
+def table(experiment: Experiment, out: pathlib.Path) -> str:
   """Markdown: the mean over seeds and its standard error, then each seed."""
   lines = ['| run | bits/dim | by seed |', '|---|---|---|']
-  for name, values in rows(out).items():
+  for name, values in rows(experiment, out).items():
     error = f' +- {statistics.stdev(values) / len(values)**0.5:.3f}' if len(values) > 1 else ''
     lines.append(f'| {name} | {statistics.mean(values):.3f}{error} | '
                  f'{", ".join(f"{value:.3f}" for value in values)} |')
   return '\n'.join(lines) + '\n'
 
 
-def curves(out: pathlib.Path) -> Figure:
-  """Test bits/dim by step, as training measures them on its few images, mean of the seeds."""
+def curves(experiment: Experiment, out: pathlib.Path) -> Figure:
+  """Bits/dim by step, as training measures them on its few images, mean of the seeds."""
   figure = Figure(figsize=(6, 4))
   FigureCanvasAgg(figure)
   axes = figure.add_subplot()
-  for name in RUNS:
+  for name in experiment.runs:
     by_step: dict[int, list[float]] = {}
     for log in out.glob(f'{folder(out, name, 0).name[:-1]}*/metrics.jsonl'):
       for line in map(json.loads, log.read_text().splitlines()):
-        if line['split'] == 'test' and line['step'] < _SAME['train.steps']:
+        if line['split'] != 'train' and line['num_images'] == 64:
           by_step.setdefault(line['step'], []).append(line['bits_per_dim'])
     axes.plot(list(by_step), [statistics.mean(values) for values in by_step.values()], marker='.', label=name)
-  axes.set(xlabel='step', ylabel='bits/dim of 64 test images')
+  axes.set(xlabel='step', ylabel='bits/dim of 64 images')
   axes.legend(frameon=False, fontsize=8)
   figure.tight_layout()
   return figure
@@ -148,16 +176,18 @@ def curves(out: pathlib.Path) -> Figure:
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('what', choices=['train', 'report'])
-  parser.add_argument('--out', type=pathlib.Path, default='runs/comparison', help='folder of the runs')
+  parser.add_argument('--experiment', choices=EXPERIMENTS, default='paper', help='what is compared')
+  parser.add_argument('--out', type=pathlib.Path, help='folder of the runs; by default runs/comparison/EXPERIMENT')
   parser.add_argument('--data_dir', default='', help='where the data sets are')
   parser.add_argument('--seeds', type=int, default=3, help='runs of each, with seeds from 0')
   parser.add_argument('--jobs', type=int, default=2, help='runs at a time, each on a core of its own')
   args = parser.parse_args()
+  experiment, out = EXPERIMENTS[args.experiment], args.out or pathlib.Path('runs/comparison', args.experiment)
   if args.what == 'train':
-    train(args.out, args.data_dir, args.seeds, args.jobs)
-  (args.out / 'table.md').write_text(table(args.out))
-  curves(args.out).savefig(args.out / 'curves.png', dpi=110)
-  print(table(args.out))
+    train(experiment, out, args.data_dir, args.seeds, args.jobs)
+  (out / 'table.md').write_text(table(experiment, out))
+  curves(experiment, out).savefig(out / 'curves.png', dpi=110)
+  print(table(experiment, out))
 
 
 if __name__ == '__main__':

@@ -14,8 +14,10 @@ from image_transformer.configs import base, cifar10_1d_dmol
 
 RECIPE = {
     'model.coordinates': 'rotary',
-    'model.embedding_gain': 1.0,
+    'model.embedding_gain': 5.0,
+    'model.embedding_bias': 1.0,
     'model.norm': 'pre',
+    'model.qk_norm': True,
     'optimizer.name': 'muon',
     'optimizer.learning_rate': 1e-2,
     'optimizer.schedule': 'cosine',

@@ -58,7 +58,8 @@ def train_batches(source: Sequence, *, batch_size: int, seed: int, start_step: i
         values[flipped] = values[flipped, :, ::-1]
     return batch
 
-  order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+  # As good as endless: of an endless sequence, Grain cannot make batches of one image.
+  order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(2**60 // len(source))
   batches = order.batch(batch_size).random_map(plan).map(load)
   return iter(batches[start_step:].to_iter_dataset(_READ_AHEAD))
 

@@ -58,10 +58,10 @@ def _check_choices(prefix: str, config: Any) -> None:
 
 # Floats are used as float32, so they must satisfy these bounds there too.
 POSITIVE = 'a positive number that float32 holds'
-_FRACTION = 'in [0, 1), rounded to float32 too'
+_FRACTION = 'in [0, 1), rounded to float32 too', lambda value: 0 <= value and np.float32(value) < 1
+_OR_ZERO = f'0 or {POSITIVE}', lambda value: value == 0 or positive_float(value)
 
 _MIN_FLOAT, _MAX_FLOAT = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-_fraction = lambda value: 0 <= value and np.float32(value) < 1
 
 
 def positive_float(value: Any) -> bool:
@@ -112,17 +112,18 @@ class ModelConfig:
   ffn_size: int = 2048  # hidden width of the feed-forward sub-layer
   qkv_size: int = 0  # total width of queries, keys and values; 0: hidden_size
   norm: Literal['post', 'pre'] = 'post'  # post: LN(x + f(x)), the paper's; pre: x + f(LN(x))
+  qk_norm: bool = False  # RMS norm of each head's queries and keys
   # sine and learned encodings are added to the input of the first layer; rotary ones rotate queries and keys.
   coordinates: Literal['sine', 'learned', 'rotary'] = 'sine'
   # Of the initial weights that embed intensities or pixels. At 1, the official initialisation, added positional
   # encodings drown them out, above all pixels, and short runs learn little.
   embedding_gain: float = 1.0
+  embedding_bias: float = 0.0  # standard deviation of the initial biases that embed pixels; 0: the official ones
   class_conditional: bool = False  # adds a class embedding at every position
-  # Super-resolution: images are generated given themselves downsampled by this factor; 1: none.
-  upscale: int = 1
+  upscale: int = 1  # super-resolution: images are generated given themselves downsampled by this factor; 1: none
   num_encoder_layers: int = 0  # super-resolution only
-  # Gives the small image the large one's coordinates, and at first every position attends to its own location there.
-  # False: as in the original, which must learn this alignment, and in short runs does not.
+  # Gives the small image the large one's coordinates, and every position at first attends to its own location there;
+  # the original must learn this alignment.
   align_encoder: bool = False
   dropout: float = 0.3  # on the embedded input and on every residual branch
   attention_dropout: float = 0.0  # on the attention weights; the original has none
@@ -146,7 +147,8 @@ class ModelConfig:
     _check_whole('model', self, 1, _MAX_WIDTH, 'num_mixtures', 'hidden_size', 'num_heads', 'ffn_size')
     _check_whole('model', self, 0, _MAX_WIDTH, 'qkv_size', zero='model.hidden_size')
     _check_ranges('model', self, POSITIVE, positive_float, 'embedding_gain')
-    _check_ranges('model', self, _FRACTION, _fraction, 'dropout', 'attention_dropout')
+    _check_ranges('model', self, *_OR_ZERO, 'embedding_bias')
+    _check_ranges('model', self, *_FRACTION, 'dropout', 'attention_dropout')
     check(1 <= self.upscale <= _MAX_SIDE, 'model.upscale', self.upscale,
           f'1 (no super-resolution) or more, at most {_MAX_SIDE}')
     least, most = (1, _MAX_LAYERS) if self.upscale > 1 else (0, 0)
@@ -191,7 +193,7 @@ class TrainConfig:
     _check_whole('train', self, 1, _MAX_COUNT, 'steps', 'log_every', 'checkpoint_every', 'keep_checkpoints')
     _check_whole('train', self, 1, _MAX_BATCH, 'batch_size', 'accumulation')
     _check_whole('train', self, 0, _MAX_COUNT, 'eval_every', 'sample_every', zero='only at the end')
-    _check_ranges('train', self, _FRACTION, _fraction, 'ema_decay')
+    _check_ranges('train', self, *_FRACTION, 'ema_decay')
     check(self.batch_size % self.accumulation == 0, 'train.batch_size', self.batch_size,
           f'a multiple of train.accumulation = {self.accumulation}')
 
@@ -216,7 +218,6 @@ class OptimizerConfig:
   # muon: Muon (Jordan et al., 2024) for the matrices of the layers, Adam for all other parameters.
   name: Literal['adam', 'muon'] = 'adam'
   learning_rate: float = 3.5e-3  # the peak
-  adam_ratio: float = 1.0  # with muon: Adam's learning rate, relative to Muon's
   warmup_steps: int = 4_000
   schedule: Literal['rsqrt', 'cosine'] = 'rsqrt'  # rsqrt: ~ min(t/w, sqrt(w/t)), the paper's; cosine: to 0 at the end
   b1: float = 0.9
@@ -226,11 +227,10 @@ class OptimizerConfig:
   skip_non_finite: int = 0  # steps in a row to skip for a gradient that is not finite; one more stops the run
 
   def __post_init__(self):
-    _check_ranges('optimizer', self, POSITIVE, positive_float, 'learning_rate', 'adam_ratio', 'epsilon')
+    _check_ranges('optimizer', self, POSITIVE, positive_float, 'learning_rate', 'epsilon')
     _check_whole('optimizer', self, 1, _MAX_COUNT, 'warmup_steps')
-    _check_ranges('optimizer', self, _FRACTION, _fraction, 'b1', 'b2')
-    _check_ranges('optimizer', self, f'0 (off) or {POSITIVE}', lambda value: value == 0 or positive_float(value),
-                  'clip_norm')
+    _check_ranges('optimizer', self, *_FRACTION, 'b1', 'b2')
+    _check_ranges('optimizer', self, *_OR_ZERO, 'clip_norm')
     _check_whole('optimizer', self, 0, _MAX_COUNT, 'skip_non_finite')
     _check_choices('optimizer', self)
 

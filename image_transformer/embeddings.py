@@ -58,6 +58,7 @@ class PixelEmbedding(nn.Module):
   levels: int
   features: int
   gain: float = 1.0  # on the initial weights
+  bias: float = 0.0  # standard deviation of the initial biases
 
   @nn.compact
   def __call__(self, values_XV: jax.Array, channel_X: jax.Array) -> jax.Array:
@@ -66,7 +67,9 @@ class PixelEmbedding(nn.Module):
     scaled = values_XV.astype(jnp.float32) / ((self.levels - 1) / 2) - 1
     # The 1 x C convolution is a dense layer here, but in the original its kernel is [1, C, 1, features].
     init = _scaled(self.gain, lambda shape: (1, shape[0], 1, shape[1]))
-    return nn.relu(nn.Dense(self.features, kernel_init=init, precision='highest', name='conv')(scaled))
+    dense = nn.Dense(self.features, kernel_init=init, precision='highest', name='conv',
+                     bias_init=nn.initializers.normal(self.bias) if self.bias else nn.initializers.zeros)
+    return nn.relu(dense(scaled))
 
 
 def sine_table(length: int, features: int, spacing: int = 1, depth: int = 1) -> np.ndarray:
@@ -96,12 +99,11 @@ class Coordinates(nn.Module):
 
   @nn.compact
   def __call__(self, row_X: jax.Array, column_X: jax.Array) -> jax.Array:
-    """Integer coordinates -> [X, D] (float32); rotary ones, which layers apply, only mark the first position."""
+    """Integer coordinates -> [X, D] (float32); for rotary ones, which layers apply, the same vector everywhere."""
     if self.kind == 'rotary':
-      # Nothing is fed to the first position. If its input were zero, the gradients of layer norms would grow a
-      # thousandfold from layer to layer there, and overflow.
-      first = self.param('first', nn.initializers.normal(1.0), (self.features,), jnp.float32)
-      return jnp.where((row_X + column_X)[..., None] == 0, first, 0)
+      # With pre-norm, an input that is proportional to a pixel's intensities, or zero as at the first position, would
+      # lose them in the first layer norm: this vector gives them something to be compared with.
+      return self.param('origin', nn.initializers.normal(1.0), (self.features,), jnp.float32)
     if self.kind == 'sine':
       tables = (sine_table(self.rows, self.features, self.spacing),
                 sine_table(self.columns, self.features, self.spacing, self.depth))

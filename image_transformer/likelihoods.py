@@ -40,9 +40,9 @@ class Categorical:
   def num_parameters(self) -> int:
     return self.levels
 
-  def embedding(self, features: int, gain: float) -> nn.Module:
+  def embedding(self, config: ModelConfig) -> nn.Module:
     """The module that embeds the values of a position; see `IntensityEmbedding`."""
-    return IntensityEmbedding(self.levels, self.channels, features, gain)
+    return IntensityEmbedding(self.levels, self.channels, config.hidden_size, config.embedding_gain)
 
   def positions(self, image_shape: Sequence[int]) -> tuple[int, ...]:
     """The positions of an image [H, W, C] as an array: [H, W, C]."""
@@ -90,9 +90,9 @@ class DiscretizedLogisticMixture:
   def num_parameters(self) -> int:
     return self.num_mixtures * (1 + 2 * self.channels + self._num_coefficients)
 
-  def embedding(self, features: int, gain: float) -> nn.Module:
+  def embedding(self, config: ModelConfig) -> nn.Module:
     """The module that embeds the values of a position; see `PixelEmbedding`."""
-    return PixelEmbedding(self.levels, features, gain)
+    return PixelEmbedding(self.levels, config.hidden_size, config.embedding_gain, config.embedding_bias)
 
   def positions(self, image_shape: Sequence[int]) -> tuple[int, ...]:
     """The positions of an image [H, W, C] as an array: [H, W]."""

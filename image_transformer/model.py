@@ -81,7 +81,7 @@ class ImageTransformer(nn.Module):
 
   def setup(self):
     c, s = self.config, self.spec
-    self.embedding = self.likelihood.embedding(c.hidden_size, c.embedding_gain)
+    self.embedding = self.likelihood.embedding(c)
     self.coordinates = Coordinates(s.height, self._columns, c.hidden_size, c.coordinates)
     self.decoder = Stack(c, c.num_layers, cross=any(one.has_context for one in self.conditions.values()))
     self.encoders = {name: condition.encoder() for name, condition in self.conditions.items()}

@@ -35,8 +35,7 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
   rate = learning_rate(config, num_steps)
   if config.name == 'muon':
     update = optax.contrib.muon(
-        rate, muon_weight_dimension_numbers=_matrices, adam_b1=config.b1, adam_b2=config.b2,
-        adam_learning_rate=lambda count: config.adam_ratio * rate(count), eps=config.epsilon)
+        rate, muon_weight_dimension_numbers=_matrices, adam_b1=config.b1, adam_b2=config.b2, eps=config.epsilon)
   else:
     update = optax.adam(rate, b1=config.b1, b2=config.b2, eps=config.epsilon)
   optimizer = optax.chain(clip, update)

@@ -27,7 +27,7 @@ class _SmallImageEncoder(nn.Module):
     c, s = self.config, self.spec
     likelihood = make_likelihood(c, s)
     self.depth = s.channels // likelihood.values_per_position
-    self.encoder_embedding = likelihood.embedding(c.hidden_size, c.embedding_gain)
+    self.encoder_embedding = likelihood.embedding(c)
     self.encoder_coordinates = Coordinates(
         s.height // c.upscale, s.width // c.upscale * self.depth, c.hidden_size, c.coordinates,
         spacing=c.upscale if c.align_encoder else 1, depth=self.depth)

@@ -61,6 +61,7 @@ class Attention(nn.Module):
   def setup(self):
     c = self.config
     self.query, self.key, self.value = (Kernel(c.qkv_width) for _ in range(3))
+    self.query_norm, self.key_norm = (head_norm(c, f'{of}_norm') for of in ('query', 'key'))
     self.output = nn.Dense(c.hidden_size, use_bias=False, kernel_init=official_init, dtype=jnp.dtype(c.dtype))
     self.dropout = Dropout(c.attention_dropout)
 
@@ -73,17 +74,17 @@ class Attention(nn.Module):
   def keys_values(self, x_BXD: jax.Array, rotation: Rotation | None) -> tuple[jax.Array, jax.Array]:
     """Keys and values of x: [B, X, H, K] each."""
     k_BXHK, v_BXHK = self._heads(x_BXD, self.key, self.value)
-    return rotate(k_BXHK, rotation), v_BXHK
+    return rotate(self.key_norm(k_BXHK), rotation), v_BXHK
 
   def __call__(self, x_BXD: jax.Array, attention_fn: AttentionFn, batch_index_B: jax.Array | None,
                rotation: Rotation | None, context: Context | None = None) -> tuple[jax.Array, Any]:
     """x -> [B, X, D], and what the attention function keeps; without a context, attends to the input itself."""
     if context is None:
       q_BXHK, k, v = self._heads(x_BXD, self.query, self.key, self.value)
-      k = rotate(k, rotation)
+      k = rotate(self.key_norm(k), rotation)
     else:
       (q_BXHK,), (k, v, _) = self._heads(x_BXD, self.query), context
-    q_BXHK *= q_BXHK.shape[-1]**-0.5
+    q_BXHK = self.query_norm(q_BXHK) * q_BXHK.shape[-1]**-0.5
     mixed_BXHK, kept = attention_fn(rotate(q_BXHK, rotation), k, v, self.dropout.drops(batch_index_B))
     return self.output(mixed_BXHK.reshape(*x_BXD.shape[:-1], -1)), kept
 
@@ -101,6 +102,14 @@ class FeedForward(nn.Module):
 def layer_norm(config: ModelConfig, name: str) -> Callable[[jax.Array], jax.Array]:
   """Layer norm in float32 whatever the compute type, which it returns."""
   norm = nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name=name)
+  return lambda x: norm(x).astype(config.dtype)
+
+
+def head_norm(config: ModelConfig, name: str) -> Callable[[jax.Array], jax.Array]:
+  """RMS norm of each head's query or key, in float32 (Henry et al., 2020; Dehghani et al., 2023), if configured."""
+  if not config.qk_norm:
+    return lambda x: x
+  norm = nn.RMSNorm(epsilon=1e-6, dtype=jnp.float32, name=name)
   return lambda x: norm(x).astype(config.dtype)
 
 

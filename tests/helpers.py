@@ -105,7 +105,7 @@ CASES = {
     '2d_ragged_classes': case((5, 7, 3, 5, 3), query_block=(2, 3), memory_flange=(2, 1), qkv_size=8,
                               class_conditional=True),
     '2d_grey_dmol_ragged': case((7, 8, 1, 17), query_block=(3, 3), memory_flange=(1, 1), likelihood='dmol',
-                                coordinates='rotary'),
+                                coordinates='rotary', qk_norm=True),
     '1d_binary_pre_norm': case((6, 6, 1, 2), query_block=(5,), memory_flange=(3,), norm='pre', coordinates='learned'),
     '2d_dmol_classes_pre_norm': case((5, 5, 3, 256, 3), query_block=(2, 2), memory_flange=(1, 2),
                                      likelihood='dmol', norm='pre', class_conditional=True),
@@ -114,7 +114,7 @@ CASES = {
                               class_conditional=True, coordinates='rotary'),
     '1d_hilbert': case((8, 8, 1, 17), query_block=(8,), memory_flange=(8,), scan='hilbert'),
     '1d_superres': case((4, 6, 3, 7), query_block=(7,), memory_flange=(9,), upscale=2, num_encoder_layers=1,
-                        coordinates='rotary'),
+                        coordinates='rotary', qk_norm=True),
     '2d_superres_dmol_classes_pre_norm': case(
         (6, 6, 3, 256, 3), query_block=(2, 2), memory_flange=(1, 1), likelihood='dmol', norm='pre',
         class_conditional=True, upscale=3, num_encoder_layers=2),

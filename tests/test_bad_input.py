@@ -352,7 +352,8 @@ def good(draw, most_layers=1_000):
     choose(name, fraction)
   for name in ('model.embedding_gain', 'optimizer.learning_rate', 'optimizer.epsilon', 'sample.temperature'):
     choose(name, positive)
-  choose('optimizer.clip_norm', positive | st.just(0))
+  for name in ('model.embedding_bias', 'optimizer.clip_norm'):
+    choose(name, positive | st.just(0))
   choose('folder.test_fraction', st.floats(1e-9, 0.999))
   parts = choose('train.accumulation', st.integers(1, 64))
   choose('train.batch_size', st.integers(1, 64).map(lambda x: x * parts * jax.device_count()))

@@ -158,6 +158,14 @@ def test_examples_that_fit_in_memory_are_decoded_once(monkeypatch):
   assert batching.keep_in_memory(examples) is examples
 
 
+def test_batches_of_one_image():
+  batches = train(5, 15, batch_size=1)
+  epochs = np.reshape(labels(batches), (3, 5)).tolist()
+  assert [sorted(epoch) for epoch in epochs] == [[0, 1, 2, 3, 4]] * 3 and epochs[0] != epochs[1]
+  # In the same order as in batches of any other size.
+  assert labels(train(5, 3, batch_size=5)) == labels(batches)
+
+
 def test_a_batch_must_divide_among_the_processes():
   for call in (lambda: train(10, 1, process_count=3),
                lambda: batching.eval_batches(make_source(9), batch_size=4, process_count=3)):

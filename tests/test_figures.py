@@ -70,6 +70,9 @@ def test_attention_weights_are_those_of_dense_attention(name):
   x = from_slots(model.apply(variables, images, encoded, method='embed_images'), layout)
   layer = variables['params']['decoder']['layer_0']['self_attention']
   q, k = ((x @ layer[part]['kernel']).reshape(*x.shape[:2], config.num_heads, -1) for part in ('query', 'key'))
+  if config.qk_norm:
+    q, k = (x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * layer[f'{part}_norm']['scale']
+            for x, part in ((q, 'query'), (k, 'key')))
   if config.coordinates == 'rotary':
     axes = np.unravel_index(np.arange(layout.num_positions), (model.spec.height, model.spec.width, depth))
     q, k = (rotated(x, axes[:3 if depth > 1 else 2]) for x in (q, k))

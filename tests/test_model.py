@@ -139,6 +139,14 @@ def test_products_of_float32_are_exact_on_every_backend(name, dtype):
     assert one.params['precision'] == (jax.lax.Precision.HIGHEST,) * 2, one
 
 
+def test_the_embedding_can_begin_with_other_biases_and_all_else_stays():
+  """Golden arrays hold the initial values of version 0.1, among them biases of zero."""
+  changed, zero = (init_params(make_case('2d_dmol', hidden_size=512, embedding_bias=bias)[0], 0) for bias in (2.0, 0.0))
+  bias = changed['embedding']['conv'].pop('bias')
+  assert abs(np.std(bias) - 2) < 0.3 and not zero['embedding']['conv'].pop('bias').any()
+  jax.tree.map(np.testing.assert_array_equal, changed, zero)
+
+
 def test_layer_norm_is_float32_on_bfloat16_inputs():
   """Numbers around 100 that differ by 0.5: in bfloat16 their mean alone would be off by 0.25, a quarter deviation."""
   random = np.random.default_rng(0)

@@ -81,7 +81,7 @@ def test_coders_are_in_results():
 
 
 def test_the_comparison_is_in_results():
-  table = comparison.table(ROOT / 'results' / 'comparison')
+  table = comparison.table(comparison.EXPERIMENTS['paper'], ROOT / 'results' / 'comparison')
   assert table in (ROOT / 'README.md').read_text()
   assert len(re.findall(r'^\| block \d+ \| [\d.]+ \+- [\d.]+ \| [\d.]+, [\d.]+', table, re.MULTILINE)) == 4
 

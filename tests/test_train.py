@@ -82,7 +82,7 @@ def test_a_restarted_run_is_the_undisturbed_run_bit_for_bit(make_config, tmp_pat
 
 
 def test_muon_updates_the_matrices_of_the_layers_and_adam_the_rest(make_config):
-  config = make_config(optimizer={'name': 'muon', 'adam_ratio': 0.5, 'warmup_steps': 1})
+  config = make_config(optimizer={'name': 'muon', 'warmup_steps': 1})
   model = make_model(config.model, data.image_spec(config))
   optimizer = make_optimizer(config.optimizer, 1)
   params = init_state(model, optimizer, config).params
@@ -98,7 +98,7 @@ def test_muon_updates_the_matrices_of_the_layers_and_adam_the_rest(make_config):
     else:  # the first step of Adam, with Nesterov's momentum, is that of the signs
       others += 1
       b1 = config.optimizer.b1
-      np.testing.assert_allclose(np.abs(update), rate / 2 * (b1 / (1 + b1) + 1), rtol=1e-3)
+      np.testing.assert_allclose(np.abs(update), rate * (b1 / (1 + b1) + 1), rtol=1e-3)
   assert matrices == 6 and others > 6
 
 

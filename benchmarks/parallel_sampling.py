@@ -107,7 +107,7 @@ def steps_of(model, params, window):
     previous_index, index = (jnp.asarray(of)[block, slots] for of in (layout.previous, layout.order))
     embedded = module.embed(jnp.broadcast_to(previous, (1, window, previous.shape[-1])), previous_index, index, encoded)
     attends = [functools.partial(attend, cache=cache, slot=slot) for cache in caches]
-    return module._run(embedded, index, attends, encoded)  # the experiment is not worth a public name
+    return module._run(embedded, previous_index, index, attends, encoded)  # the experiment is not worth a public name
 
   @functools.partial(jax.jit, donate_argnums=1)
   def steps(params, caches):

@@ -26,7 +26,7 @@ from image_transformer.labels import Label
 from image_transformer.layout import BlockLayout, block_layout
 from image_transformer.likelihoods import Likelihood, make_likelihood
 from image_transformer.small_images import SmallImage
-from image_transformer.transformer import Context, Stack, is_fused
+from image_transformer.transformer import Context, Rotations, Stack, is_fused
 
 # What images are conditioned on: integers [B, ...] for each name in `ImageTransformer.conditions`.
 Given = Mapping[str, jax.Array]
@@ -150,16 +150,16 @@ class ImageTransformer(nn.Module):
     """Embedded slots -> likelihood parameters [B, N, Q, P], float32."""
     attention_fn = functools.partial(attention.local_attention, layout=self.layout, fused=is_fused(self.config))
     attention_fns = [attention_fn] * self.config.num_layers
-    return self._run(embedded_BNQD, self.layout.order, attention_fns, encoded, batch_index_B)[0]
+    return self._run(embedded_BNQD, self.layout.previous, self.layout.order, attention_fns, encoded, batch_index_B)[0]
 
   def _axes(self, index_X):
-    """Coordinates of positions by their raster indices, in pixels; of padding, those of the first."""
+    """Coordinates of positions by their raster indices, in pixels; of padding and the start, those of the first."""
     row, column, channel = jnp.unravel_index(jnp.maximum(index_X, 0), self.layout.image)
     return axes_of(row, column, channel, self.layout.image[-1])
 
-  def _run(self, embedded_BXD, index_X, attention_fns, encoded, batch_index_B=None):
-    x_BXD, kept = self.decoder(embedded_BXD, attention_fns, batch_index_B, rotation(self.config, self._axes(index_X)),
-                               encoded.contexts)
+  def _run(self, embedded_BXD, fed_index_X, index_X, attention_fns, encoded, batch_index_B=None):
+    rotations = Rotations(*(rotation(self.config, self._axes(each)) for each in (index_X, fed_index_X)))
+    x_BXD, kept = self.decoder(embedded_BXD, attention_fns, batch_index_B, rotations, encoded.contexts)
     return self.output(x_BXD.astype(jnp.float32)), kept
 
   def _decode_images(self, images, given, train, first_index):
@@ -230,7 +230,8 @@ class ImageTransformer(nn.Module):
       return mixed, keep(q, k, v)
 
     attention_fns = [attention_fn] * self.config.num_layers
-    return self._run(self.embed_images(images, encoded), self.layout.order, attention_fns, encoded)[1]
+    return self._run(self.embed_images(images, encoded), self.layout.previous, self.layout.order, attention_fns,
+                     encoded)[1]
 
   def empty_windows(self, num_images: int) -> list[attention.Window]:
     """The window of each layer before the first slot."""
@@ -256,7 +257,7 @@ class ImageTransformer(nn.Module):
     embedded_BD = self.embed(fed_BV, fed_index, index, encoded)
     attention_fns = [functools.partial(attention.cached_attention, layout=self.layout, cache=cache, block=block,
                                        slot=slot) for cache in caches]
-    return self._run(embedded_BD, index, attention_fns, encoded)
+    return self._run(embedded_BD, fed_index, index, attention_fns, encoded)
 
 
 def make_conditions(config: ModelConfig, spec: ImageSpec) -> dict[str, Condition]:

@@ -16,7 +16,7 @@ from image_transformer.config import ImageSpec, ModelConfig, check
 from image_transformer.embeddings import Coordinates, axes_of, rotation
 from image_transformer.images import area_resize, bicubic
 from image_transformer.likelihoods import make_likelihood
-from image_transformer.transformer import Stack, is_fused
+from image_transformer.transformer import Rotations, Stack, is_fused
 
 
 class _SmallImageEncoder(nn.Module):
@@ -46,9 +46,10 @@ class _SmallImageEncoder(nn.Module):
     embedded_BCD = self.encoder_embedding(values_BCV, index_C % self.spec.channels)
     embedded_BCD += self.encoder_coordinates(*jnp.divmod(index_C, self.spec.width // c.upscale * self.depth))
     layers, places = c.num_encoder_layers, self._places()
+    places_C = rotation(c, places)
     attention_fn = functools.partial(full_attention, fused=is_fused(c))
-    encoded_BCD, _ = self.encoder(embedded_BCD, [attention_fn] * layers, batch_index_B, rotation(c, places),
-                                  [None] * layers)
+    encoded_BCD, _ = self.encoder(embedded_BCD, [attention_fn] * layers, batch_index_B,
+                                  Rotations(places_C, places_C), [None] * layers)
     return Encoding(context_BCD=encoded_BCD, coordinates=places)
 
 

@@ -35,6 +35,13 @@ def is_fused(config: ModelConfig) -> bool:
   return config.attention == 'fused' or (config.attention == 'auto' and gpu and half and possible)
 
 
+class Rotations(NamedTuple):
+  """Of the queries, at the positions to predict, and of the keys, at the positions whose values were fed."""
+
+  queries: Rotation | None
+  keys: Rotation | None
+
+
 class Context(NamedTuple):
   """What a layer attends to besides its input: keys and values of the encoded conditions."""
 
@@ -77,15 +84,15 @@ class Attention(nn.Module):
     return rotate(self.key_norm(k_BXHK), rotation), v_BXHK
 
   def __call__(self, x_BXD: jax.Array, attention_fn: AttentionFn, batch_index_B: jax.Array | None,
-               rotation: Rotation | None, context: Context | None = None) -> tuple[jax.Array, Any]:
+               rotations: Rotations, context: Context | None = None) -> tuple[jax.Array, Any]:
     """x -> [B, X, D], and what the attention function keeps; without a context, attends to the input itself."""
     if context is None:
       q_BXHK, k, v = self._heads(x_BXD, self.query, self.key, self.value)
-      k = rotate(self.key_norm(k), rotation)
+      k = rotate(self.key_norm(k), rotations.keys)
     else:
       (q_BXHK,), (k, v, _) = self._heads(x_BXD, self.query), context
     q_BXHK = self.query_norm(q_BXHK) * q_BXHK.shape[-1]**-0.5
-    mixed_BXHK, kept = attention_fn(rotate(q_BXHK, rotation), k, v, self.dropout.drops(batch_index_B))
+    mixed_BXHK, kept = attention_fn(rotate(q_BXHK, rotations.queries), k, v, self.dropout.drops(batch_index_B))
     return self.output(mixed_BXHK.reshape(*x_BXD.shape[:-1], -1)), kept
 
 
@@ -133,7 +140,7 @@ class Layer(nn.Module):
     return Context(k_BCHK, v_BCHK, visible_BC)
 
   def __call__(self, x_BXD: jax.Array, attention_fn: AttentionFn, batch_index_B: jax.Array | None,
-               rotation: Rotation | None, context: Context | None = None) -> tuple[jax.Array, Any]:
+               rotations: Rotations, context: Context | None = None) -> tuple[jax.Array, Any]:
     post = self.config.norm == 'post'
 
     def residual(x, norm, sublayer):
@@ -142,11 +149,11 @@ class Layer(nn.Module):
       return norm(x) if post else x, kept
 
     x_BXD, kept = residual(x_BXD, self.self_attention_norm,
-                           lambda x: self.self_attention(x, attention_fn, batch_index_B, rotation))
+                           lambda x: self.self_attention(x, attention_fn, batch_index_B, rotations))
     if context is not None:
       to_context = functools.partial(full_attention, visible_BC=context.visible_BC, fused=is_fused(self.config))
       x_BXD, _ = residual(x_BXD, self.cross_attention_norm,
-                          lambda x: self.cross_attention(x, to_context, batch_index_B, rotation, context))
+                          lambda x: self.cross_attention(x, to_context, batch_index_B, rotations, context))
     x_BXD, _ = residual(x_BXD, self.ffn_norm, lambda x: (self.ffn(x), None))
     return x_BXD, kept
 
@@ -173,19 +180,19 @@ class Stack(nn.Module):
     return [layer.context(encoded_BCD, visible_BC, rotation) for layer in self.layers]
 
   def __call__(self, x_BXD: jax.Array, attention_fns: Sequence[AttentionFn], batch_index_B: jax.Array | None,
-               rotation: Rotation | None, contexts: Sequence[Context | None]) -> tuple[jax.Array, list[Any]]:
+               rotations: Rotations, contexts: Sequence[Context | None]) -> tuple[jax.Array, list[Any]]:
     """x -> x in the compute type, and what each layer's attention function keeps.
 
     Args:
       x_BXD: embedded positions.
       attention_fns: the self-attention of each layer.
       batch_index_B: the indices of these images in the whole batch, for dropout; None: no dropout.
-      rotation: of queries and keys at each position; None: none.
+      rotations: of queries and keys at each position.
       contexts: what each layer attends to besides its input.
     """
     x_BXD = self.dropout(x_BXD, batch_index_B).astype(self.config.dtype)
     all_kept = []
     for layer, attention_fn, context in zip(self.layers, attention_fns, contexts, strict=True):
-      x_BXD, kept = layer(x_BXD, attention_fn, batch_index_B, rotation, context)
+      x_BXD, kept = layer(x_BXD, attention_fn, batch_index_B, rotations, context)
       all_kept.append(kept)
     return self.final_norm(x_BXD) if self.config.norm == 'pre' else x_BXD, all_kept

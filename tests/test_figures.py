@@ -74,8 +74,9 @@ def test_attention_weights_are_those_of_dense_attention(name):
     q, k = (x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * layer[f'{part}_norm']['scale']
             for x, part in ((q, 'query'), (k, 'key')))
   if config.coordinates == 'rotary':
-    axes = np.unravel_index(np.arange(layout.num_positions), (model.spec.height, model.spec.width, depth))
-    q, k = (rotated(x, axes[:3 if depth > 1 else 2]) for x in (q, k))
+    fed = np.maximum(layout.previous.ravel()[layout.slots], 0)
+    q, k = (rotated(x, np.unravel_index(at, (model.spec.height, model.spec.width, depth))[:3 if depth > 1 else 2])
+            for x, at in ((q, np.arange(layout.num_positions)), (k, fed)))
   logits = np.einsum('BHK,BPHK->BHP', q[:, index], k) / np.sqrt(q.shape[-1])
   expected = jax.nn.softmax(np.where(visible[index], logits, -np.inf))
   np.testing.assert_allclose(weights[0], expected, atol=1e-5)

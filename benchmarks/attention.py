@@ -1,10 +1,11 @@
-"""Local attention forward and backward, against dense attention with the same mask, and against JAX's own kernels.
+"""Local attention forward and backward, by einsum and fused, against dense attention with the same mask.
 
   python benchmarks/attention.py [--batch_size=1] [--dtype=float32] [--runs=5] [--out=FILE.json]
 
 One layer's attention of the paper's CIFAR-10 model (4 heads, width 512) to a 32x32x3 image. `temporary` is the memory
 that the compiled program needs beside its inputs and outputs; `times dense` and `memory` compare with the dense
-attention. `of limit` is the share of the machine's own rate of matrix products, over the pairs that are visible,
+attention. `error` and `gradient error` are the largest difference from the einsum in float32, as shares of the largest
+entry. `of limit` is the share of the machine's own rate of matrix products, over the pairs that are visible,
 fastest against fastest.
 """
 
@@ -30,8 +31,8 @@ SPEC = ImageSpec(32, 32, 3)
 LAYOUTS = [((64,), (64,)), ((128,), (128,)), ((256,), (256,)), ((192,), (288,)), ((8, 8), (4, 4))]
 
 
-def ours(layout):
-  return lambda q, k, v: attention.local_attention(q, k, v, layout=layout)[0]
+def ours(layout, fused=False):
+  return lambda q, k, v: attention.local_attention(q, k, v, layout=layout, fused=fused)[0]
 
 
 def dense(layout):
@@ -47,18 +48,10 @@ def dense(layout):
   return lambda q, k, v: attention.masked_attention(*map(everything, (q, k, v)), None, visible).reshape(q.shape)
 
 
-def library(layout, implementation):
-  """`jax.nn.dot_product_attention` on the same tensors of blocks."""
-
-  def attend(q, k, v):
-    k, v = attention.memory_blocks(k, layout), attention.memory_blocks(v, layout)
-    visible = jnp.asarray(layout.visible())
-    visible = jnp.broadcast_to(visible, (len(q), *visible.shape)).reshape(-1, 1, *visible.shape[1:])
-    q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
-    mixed = jax.nn.dot_product_attention(q, k, v, mask=visible, scale=1.0, implementation=implementation)
-    return mixed.reshape(-1, layout.num_blocks, *mixed.shape[1:])
-
-  return attend
+def distance(some, other) -> float:
+  """The largest difference, as a share of the largest entry."""
+  pairs = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in zip(*map(jax.tree.leaves, (some, other)))]
+  return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
 
 
 def main(argv):
@@ -68,9 +61,9 @@ def main(argv):
   for query_block, flange in LAYOUTS:
     model = make_model(ModelConfig(query_block=query_block, memory_flange=flange), SPEC)
     layout, config = model.layout, model.config
-    kinds = {'ours': ours(layout), 'jax.nn, xla': library(layout, 'xla')}
-    if jax.default_backend() == 'gpu' and dtype.itemsize == 2:
-      kinds['jax.nn, cudnn'] = library(layout, 'cudnn')
+    kinds = {'einsum': ours(layout)}
+    if jax.default_backend() == 'cpu' or dtype.itemsize == 2:  # cuDNN has no float32
+      kinds['fused'] = ours(layout, fused=True)
     if query_block in ((256,), (8, 8)):
       kinds['dense'] = dense(layout)
     shape = (_BATCH_SIZE.value, layout.num_blocks, layout.block_size, config.num_heads, -1)
@@ -81,11 +74,16 @@ def main(argv):
         mixed, vjp = jax.vjp(attend, q, k, v)
         return mixed, vjp(cotangent)
 
+      if kind == 'einsum':
+        with jax.default_matmul_precision('highest'):
+          exact = jax.jit(forward_and_backward)(*(x.astype(jnp.float32) for x in inputs))
       compiled = jax.jit(forward_and_backward).lower(*inputs).compile()
+      mixed, gradients = compiled(*inputs)
       name = f'{query_block}+{flange} {kind}'
       functions[name] = lambda compiled=compiled, inputs=inputs: compiled(*inputs)
       pairs = measuring.visible_pairs(model) * _BATCH_SIZE.value
       rows[name] = {'query_block': query_block, 'flange': flange, 'kind': kind, 'visible_pairs': pairs,
+                    'error': distance(mixed, exact[0]), 'gradient error': distance(gradients, exact[1]),
                     'temporary_MiB': compiled.memory_analysis().temp_size_in_bytes / 2**20,
                     'flops': 3 * measuring.attention_flops(config, pairs)}
   seconds = measuring.in_turn(functions, _RUNS.value)
@@ -96,7 +94,7 @@ def main(argv):
     if (reference := f'{row["query_block"]}+{row["flange"]} dense') in rows:
       row |= {'times dense': typical[reference] / typical[name],
               'memory of dense': row['temporary_MiB'] / rows[reference]['temporary_MiB']}
-  one, two = (typical[f'{a}+{b} ours'] for a, b in LAYOUTS[-2:])
+  one, two = (typical[f'{a}+{b} einsum'] for a, b in LAYOUTS[-2:])
   print(f'The best product: {rate / 1e9:.0f} GFLOP/s. 2D over 1D at 480 positions of memory: {two / one:.2f}')
   measuring.report('attention', list(rows.values()), _OUT.value, product_flops_per_second=rate,
                    batch_size=_BATCH_SIZE.value, dtype=_DTYPE.value, two_over_one_dimension=two / one)

@@ -7,12 +7,13 @@ The work of a step is 6 FLOPs per parameter and position, and attention's produc
 limit is the best plain product of the same type that the machine did in the same run, fastest against fastest. The
 parts are measured by themselves, as shares of the median step: attention of all layers, forward and backward; the
 optimizer; dropout is the step less one without it. `pipeline` is how many times faster data come than the step takes
-them.
+them. `temporary_GiB` is the memory that the compiled step needs beside its inputs and outputs.
 """
 
 import measuring  # first: it sets the process up
 
 import functools
+import time
 
 from absl import app
 from absl import flags
@@ -24,6 +25,7 @@ import pipeline
 
 from image_transformer import attention, devices
 from image_transformer.optimizers import make_optimizer
+from image_transformer.transformer import is_fused
 
 _CONFIG = config_flags.DEFINE_config_file('config', 'configs/cifar10_1d.py')
 _BATCH_SIZES = flags.DEFINE_list('batch_sizes', ['2'], 'Images of a step, over all devices.')
@@ -41,7 +43,7 @@ def attention_of(model, batch_size):
 
   @jax.jit
   def run(q, k, v, cotangent):
-    _, vjp = jax.vjp(lambda *qkv: attention.local_attention(*qkv, layout=layout)[0], q, k, v)
+    _, vjp = jax.vjp(lambda *qkv: attention.local_attention(*qkv, layout=layout, fused=is_fused(config))[0], q, k, v)
     return vjp(cotangent)
 
   return lambda: [run(q, k, v, cotangent) for _ in range(config.num_layers)]
@@ -76,7 +78,9 @@ def main(argv):
       config, model = measuring.load(_CONFIG.value, **changes)
       batch = measuring.random_batch(model, batch_size)
       name = f'{dtype} {batch_size}'
-      functions[f'{name} step'], state, _ = measuring.training_step(config, model, batch)
+      began = time.perf_counter()
+      functions[f'{name} step'], state, compiled = measuring.training_step(config, model, batch)
+      compilation = time.perf_counter() - began
       params = devices.unreplicate(state.params)
       functions[f'{name} attention'] = attention_of(model, batch_size)
       functions[f'{name} optimizer'] = optimizer_of(config, params)
@@ -84,7 +88,9 @@ def main(argv):
         plain, plain_model = measuring.load(_CONFIG.value, **changes, model__dropout=0.0)
         functions[f'{name} without dropout'], _, _ = measuring.training_step(plain, plain_model, batch)
       rows.append({'dtype': dtype, 'batch_size': batch_size, 'name': name,
-                   'gigaflop': batch_size * measuring.training_flops(model) / 1e9})
+                   'gigaflop': batch_size * measuring.training_flops(model) / 1e9,
+                   'compilation': compilation, 'fused': is_fused(config.model),
+                   'temporary_GiB': compiled.memory_analysis().temp_size_in_bytes / 2**30})
   seconds = measuring.in_turn(functions, _RUNS.value)
   typical, best = measuring.medians(seconds), measuring.fastest(seconds)
   images_per_second = pipeline.measure(config, max(map(int, _BATCH_SIZES.value)))

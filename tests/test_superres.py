@@ -92,7 +92,7 @@ def test_the_small_image_is_read_once_and_not_at_every_position(name):
   loop, = (equation for equation in jaxpr.eqns if equation.primitive.name in ('scan', 'while'))
   used = {name for name, variable in zip(names, jaxpr.invars, strict=True) if variable in loop.invars}
   once = {name for name in names if 'encoder' in name or 'low_res' in name or 'label' in name or 'classes' in name or
-          "['cross_attention']['key']" in name or "['cross_attention']['value']" in name}
+          "['cross_attention']['key" in name or "['cross_attention']['value']" in name}
   assert len(once) > 10
   # Everything else is: the decoder, its cross-attention's queries among it.
   assert used == set(names) - once

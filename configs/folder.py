@@ -5,9 +5,11 @@
 Hardware: any; a batch of 32 images of 32x32. Time and bits/dim depend on the images.
 
   python main.py --config=configs/folder.py:smoke --config.folder.path=DIR
+
+`:smoke` trains a small model by the recipe of cifar10_fast.py, in minutes.
 """
 
-from image_transformer.configs import base, cifar10_2d_dmol
+from image_transformer.configs import base, cifar10_2d_dmol, cifar10_fast
 
 
 def get_config(variant=''):
@@ -16,4 +18,5 @@ def get_config(variant=''):
       'dataset': 'folder',
       'model.query_block': (8, 8),
       'train.batch_size': 32,
-  }, smoke=base.smoke(query_block=(4, 8), memory_flange=(4, 4), num_steps=500, batch_size=4, embedding_gain=20.0))
+  }, smoke=base.smoke(query_block=(4, 8), memory_flange=(4, 4), num_steps=3000, batch_size=2) | cifar10_fast.RECIPE |
+         {'train.flip': False})

@@ -115,8 +115,8 @@ class ModelConfig:
   qk_norm: bool = False  # RMS norm of each head's queries and keys
   # sine and learned encodings are added to the input of the first layer; rotary ones rotate queries and keys.
   coordinates: Literal['sine', 'learned', 'rotary'] = 'sine'
-  # Of the initial weights that embed intensities or pixels. At 1, the official initialisation, added positional
-  # encodings drown them out, above all pixels, and short runs learn little.
+  # Multiplies the initial weights that embed intensities or pixels. At 1, the official initialisation, positional
+  # encodings that are added drown them out, above all pixels, and short runs learn little.
   embedding_gain: float = 1.0
   embedding_bias: float = 0.0  # standard deviation of the initial biases that embed pixels; 0: the official ones
   class_conditional: bool = False  # adds a class embedding at every position
@@ -219,7 +219,7 @@ class OptimizerConfig:
   name: Literal['adam', 'muon'] = 'adam'
   learning_rate: float = 3.5e-3  # the peak
   warmup_steps: int = 4_000
-  schedule: Literal['rsqrt', 'cosine'] = 'rsqrt'  # rsqrt: ~ min(t/w, sqrt(w/t)), the paper's; cosine: to 0 at the end
+  schedule: Literal['rsqrt', 'cosine'] = 'rsqrt'  # rsqrt: ~ min(t/w, sqrt(w/t)), the paper's; cosine: 0 at the end
   b1: float = 0.9
   b2: float = 0.98
   epsilon: float = 1e-9

@@ -36,7 +36,7 @@ def is_fused(config: ModelConfig) -> bool:
 
 
 class Rotations(NamedTuple):
-  """Of the queries, at the positions to predict, and of the keys, at the positions whose values were fed."""
+  """Queries are rotated by the positions to predict, keys by the positions whose values were fed."""
 
   queries: Rotation | None
   keys: Rotation | None

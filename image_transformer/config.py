@@ -115,15 +115,13 @@ class ModelConfig:
   qk_norm: bool = False  # RMS norm of each head's queries and keys
   # sine and learned encodings are added to the input of the first layer; rotary ones rotate queries and keys.
   coordinates: Literal['sine', 'learned', 'rotary'] = 'sine'
-  # Multiplies the initial weights that embed intensities or pixels. At 1, the official initialisation, positional
-  # encodings that are added drown them out, above all pixels, and short runs learn little.
+  # Multiplies the initial weights that embed intensities or pixels, which added coordinates drown out at 1 (official).
   embedding_gain: float = 1.0
   embedding_bias: float = 0.0  # standard deviation of the initial biases that embed pixels; 0: the official ones
   class_conditional: bool = False  # adds a class embedding at every position
   upscale: int = 1  # super-resolution: images are generated given themselves downsampled by this factor; 1: none
   num_encoder_layers: int = 0  # super-resolution only
-  # Gives the small image the large one's coordinates, and every position at first attends to its own location there;
-  # the original must learn this alignment.
+  # With sine coordinates: the small image has the large one's, and positions attend at first to their own location.
   align_encoder: bool = False
   dropout: float = 0.3  # on the embedded input and on every residual branch
   attention_dropout: float = 0.0  # on the attention weights; the original has none
@@ -148,6 +146,8 @@ class ModelConfig:
     _check_whole('model', self, 0, _MAX_WIDTH, 'qkv_size', zero='model.hidden_size')
     _check_ranges('model', self, POSITIVE, positive_float, 'embedding_gain')
     _check_ranges('model', self, *_OR_ZERO, 'embedding_bias')
+    check(not self.embedding_bias or self.likelihood == 'dmol', 'model.embedding_bias', self.embedding_bias,
+          '0 with the categorical likelihood, which embeds intensities by a table')
     _check_ranges('model', self, *_FRACTION, 'dropout', 'attention_dropout')
     check(1 <= self.upscale <= _MAX_SIDE, 'model.upscale', self.upscale,
           f'1 (no super-resolution) or more, at most {_MAX_SIDE}')
@@ -158,8 +158,8 @@ class ModelConfig:
           'False without super-resolution (model.upscale = 1) or with coordinates other than sine')
     check(self.qkv_width % self.num_heads == 0, 'model.num_heads', self.num_heads,
           f'a divisor of the query width {self.qkv_width}')
-    check(self.coordinates != 'rotary' or self.head_width % 2 == 0, 'model.num_heads', self.num_heads,
-          f'such that heads with rotary coordinates have an even width, not {self.head_width}')
+    check(self.coordinates != 'rotary' or self.head_width in range(6, _MAX_WIDTH, 2), 'model.num_heads', self.num_heads,
+          f'such that heads with rotary coordinates have an even width, 6 or more, not {self.head_width}')
     layers = self.num_layers + self.num_encoder_layers
     weights = self.hidden_size * (layers * (4 * self.qkv_width + 2 * self.ffn_size) + 3 * self.num_mixtures)
     if weights > _MAX_WEIGHTS:  # these are most of them

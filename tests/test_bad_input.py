@@ -102,7 +102,8 @@ def out_of_range(name):
   return bad.map(lambda value: {name: value})
 
 
-CHOICES = ['model.scan', 'model.likelihood', 'model.norm', 'model.coordinates', 'model.dtype', 'optimizer.schedule']
+CHOICES = ['model.scan', 'model.likelihood', 'model.norm', 'model.coordinates', 'model.attention', 'model.dtype',
+           'optimizer.name', 'optimizer.schedule']
 SPLITS = ['train.split', 'eval.split']
 NO_SPLITS = ['', 'tset', 'train[', 'train[:0%]', 'train[:200%]', 'train[10:5]', 'train[5000:]', 'train+tset',
              'test[::2]', '../train', 'train[:99999999999999999999]', '\0']
@@ -132,6 +133,10 @@ combinations = st.one_of(
     st.tuples(sizes, sizes).filter(lambda p: max(p) > 8).map(
         lambda p: ({'model.query_block': p, 'model.memory_flange': (1, 1)}, ['model.query_block'])),
     sizes.map(lambda x: ({'model.memory_flange': (x, x)}, ['model.memory_flange'])),
+    sizes.map(lambda x: ({'model.embedding_bias': x, 'model.likelihood': 'categorical'}, ['model.embedding_bias'])),
+    st.sampled_from([1, 2, 3, 4, 5, 7, 9]).map(
+        lambda x: ({'model.hidden_size': 2 * x, 'model.num_heads': 2, 'model.coordinates': 'rotary'},
+                   ['model.num_heads'])),
     st.sampled_from([3, 5, 7, 16, 10**12]).map(
         lambda x: ({'model.upscale': x, 'model.num_encoder_layers': 1}, ['model.upscale'])),
     st.sampled_from([0, -1, 10**9]).map(
@@ -337,7 +342,10 @@ def good(draw, most_layers=1_000):
   choose('model.ffn_size', st.integers(1, 4_096))
   choose('model.num_layers', st.integers(1, most_layers))
   choose('model.class_conditional', st.booleans() if spec.num_classes else st.just(False))
-  choose('model.coordinates', st.sampled_from(['sine', 'learned']))
+  width = (flat['model.qkv_size'] or flat['model.hidden_size']) // flat['model.num_heads']
+  rotary = ['rotary'] if width % 2 == 0 and width >= 6 else []
+  choose('model.coordinates', st.sampled_from(['sine', 'learned', *rotary]))
+  choose('model.qk_norm', st.booleans())
   choose('model.norm', st.sampled_from(['pre', 'post']))
   choose('model.dtype', st.sampled_from(['float32', 'bfloat16']))
   factors = [x for x in range(2, 9) if spec.height % x == spec.width % x == 0]
@@ -352,8 +360,8 @@ def good(draw, most_layers=1_000):
     choose(name, fraction)
   for name in ('model.embedding_gain', 'optimizer.learning_rate', 'optimizer.epsilon', 'sample.temperature'):
     choose(name, positive)
-  for name in ('model.embedding_bias', 'optimizer.clip_norm'):
-    choose(name, positive | st.just(0))
+  choose('optimizer.clip_norm', positive | st.just(0))
+  choose('model.embedding_bias', positive | st.just(0) if flat['model.likelihood'] == 'dmol' else st.just(0))
   choose('folder.test_fraction', st.floats(1e-9, 0.999))
   parts = choose('train.accumulation', st.integers(1, 64))
   choose('train.batch_size', st.integers(1, 64).map(lambda x: x * parts * jax.device_count()))

@@ -49,6 +49,12 @@ def test_a_small_image_lies_at_its_place_in_the_large_one():
   np.testing.assert_array_equal(columns, [0.5, 2.5, 4.5] * 2)
 
 
-def test_heads_that_cannot_be_rotated_are_refused():
-  with pytest.raises(InputError, match='model.num_heads is 2.*even width, not 7'):
-    ModelConfig(hidden_size=14, num_heads=2, coordinates='rotary')
+@pytest.mark.parametrize('width', [2, 4, 7])
+def test_heads_that_cannot_be_rotated_are_refused(width):
+  with pytest.raises(InputError, match=f'model.num_heads is 2.*even width, 6 or more.*not {width}'):
+    ModelConfig(hidden_size=2 * width, num_heads=2, coordinates='rotary')
+
+
+def test_the_narrowest_heads_tell_every_axis_apart():
+  by = rotation(ModelConfig(hidden_size=12, num_heads=2, coordinates='rotary'), jnp.eye(3))
+  assert len(np.unique(np.round(by.sin_XP, 3), axis=0)) == 3

@@ -38,10 +38,9 @@ def get_config(variant=''):
       **small,
       'stand_in': False,
       'model.memory_flange': (64,),
-      'model.num_layers': 6,
       'model.hidden_size': 128,
       'model.ffn_size': 512,
-      'train.steps': 16000,
+      'train.steps': 12000,
       'eval.batch_size': 100,
   }, smoke=small | {'stand_in': True, 'train.flip': False}, gpu={
       **cifar10_1d_dmol.FIELDS,

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from image_transformer import attention
+from image_transformer import attention, start
 from image_transformer.config import ImageSpec, ModelConfig
 from image_transformer.model import make_model
 
@@ -81,11 +81,11 @@ def main(argv):
       mixed, gradients = compiled(*inputs)
       name = f'{query_block}+{flange} {kind}'
       functions[name] = lambda compiled=compiled, inputs=inputs: compiled(*inputs)
-      pairs = measuring.visible_pairs(model) * _BATCH_SIZE.value
+      pairs = start.visible_pairs(model) * _BATCH_SIZE.value
       rows[name] = {'query_block': query_block, 'flange': flange, 'kind': kind, 'visible_pairs': pairs,
                     'error': distance(mixed, exact[0]), 'gradient error': distance(gradients, exact[1]),
                     'temporary_MiB': compiled.memory_analysis().temp_size_in_bytes / 2**20,
-                    'flops': 3 * measuring.attention_flops(config, pairs)}
+                    'flops': 3 * start.attention_flops(config, pairs)}
   seconds = measuring.in_turn(functions, _RUNS.value)
   typical, best, rate = measuring.medians(seconds), measuring.fastest(seconds), measuring.product_rate(seconds)
   for name, row in rows.items():

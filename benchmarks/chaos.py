@@ -77,8 +77,8 @@ class Chaos:
             progress.update()
         code = process.wait()
         printed = self._printed()
-        if how == signal.SIGTERM and (started := re.search(r'train:.*?(\d+)/', printed)):
-          if int(started[1]) != stopped_after:
+        if how == signal.SIGTERM and (started := re.search(r'^training  steps ([\d,]+) to', printed, re.MULTILINE)):
+          if int(started[1].replace(',', '')) != stopped_after:
             wrong.append(f'{workdir}: began at {started[1]}, stopped after {stopped_after}')
         stopped_after = int((re.findall(r'Stopped after step (\d+)', printed) or [stopped_after])[-1])
         # Python itself takes a moment to start, in which nobody listens.
@@ -93,14 +93,14 @@ class Chaos:
   def _start(self, workdir):
     with open(self._folder / 'printed', 'w') as file:
       # Compilation is one of the moments.
-      env = {**os.environ, 'TQDM_MININTERVAL': '0', 'JAX_PLATFORMS': 'cpu', 'JAX_ENABLE_COMPILATION_CACHE': 'false'}
+      env = {**os.environ, 'PROGRESS_SECONDS': '0', 'JAX_PLATFORMS': 'cpu', 'JAX_ENABLE_COMPILATION_CACHE': 'false'}
       return subprocess.Popen([*self._command, f'--workdir={workdir}'], cwd=ROOT, env=env, stdout=file, stderr=file)
 
   def _printed(self):
     return (self._folder / 'printed').read_text()
 
   def _has_stepped(self):
-    counts = [int(count) for count in re.findall(r'train:.*?(\d+)/', self._printed())]
+    counts = [int(count) for count in re.findall(r'train: step (\d+) of', self._printed())]
     return len(set(counts)) > 1
 
   def _until(self, process, condition):
@@ -117,10 +117,11 @@ class Chaos:
     time.sleep(self._random.uniform(0, 0.4 * (self._seconds - self._seconds_to_step)))
 
   def _moment(self, workdir):
-    bars = re.findall(r'(train|evaluate|sample): ', self._printed())
+    printed = self._printed()
+    lines = re.findall('(train|evaluate|sample): ', printed)
     if list(workdir.glob('checkpoints/*tmp*')):
       return 'save'
-    return _MOMENTS[bars[-1]] if self._has_stepped() else 'compilation' if bars else 'start'
+    return _MOMENTS[lines[-1]] if self._has_stepped() else 'compilation' if 'compiling' in printed else 'start'
 
 
 def outcome(workdir: pathlib.Path) -> dict:

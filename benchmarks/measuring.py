@@ -25,11 +25,10 @@ import jax.numpy as jnp
 
 from image_transformer import config as config_lib
 from image_transformer import data, devices, metrics
-from image_transformer.config import ModelConfig
-from image_transformer.model import ImageTransformer, make_model, num_parameters
+from image_transformer.model import ImageTransformer, make_model
 from image_transformer.optimizers import make_optimizer
 from image_transformer.state import init_state
-from image_transformer.training import make_train_step
+from image_transformer.training_step import make_train_step
 
 
 def in_turn(functions: dict[str, Callable[[], Any]], num_runs: int) -> dict[str, list[float]]:
@@ -119,24 +118,6 @@ def training_step(config: config_lib.Config, model: ImageTransformer, batch: Any
     return scalars
 
   return take_step, state, step
-
-
-def visible_pairs(model: ImageTransformer) -> int:
-  """Pairs of a query and a key that it may see, of one image and head."""
-  layout = model.layout
-  real = layout.order >= 0
-  return int((layout.visible() & real[:, :, None]).sum())
-
-
-def attention_flops(config: ModelConfig, pairs: int) -> int:
-  """FLOPs of one layer's attention to so many pairs, forward: two products, of 2 FLOPs for each number of a head."""
-  return 4 * pairs * (config.qkv_size or config.hidden_size)
-
-
-def training_flops(model: ImageTransformer) -> int:
-  """FLOPs of a training step for one image: 6 per parameter and position, 3 times the forward pass of attention."""
-  attention = model.config.num_layers * attention_flops(model.config, visible_pairs(model))
-  return 6 * num_parameters(model) * model.layout.num_positions + 3 * attention
 
 
 def report(name: str, rows: list[dict[str, Any]], out: str | None, **more: Any) -> None:

@@ -16,7 +16,7 @@ import jax
 from ml_collections import config_flags
 import numpy as np
 
-from image_transformer import devices
+from image_transformer import devices, start
 from image_transformer.model import blank, init_params
 from image_transformer.sampling import make_sampler
 
@@ -33,7 +33,7 @@ def bytes_read(model, params, batch_size: int) -> float:
   kernels = sum(leaf.nbytes for path, leaf in jax.tree_util.tree_leaves_with_path(params)
                 if 'embedding' not in jax.tree_util.keystr(path[-1:]))
   keys_and_values = 2 * config.qkv_width * np.dtype(config.dtype).itemsize
-  caches = config.num_layers * measuring.visible_pairs(model) * keys_and_values
+  caches = config.num_layers * start.visible_pairs(model) * keys_and_values
   return model.layout.num_positions * kernels + batch_size * caches
 
 

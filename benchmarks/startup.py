@@ -32,7 +32,7 @@ def start(workdir: pathlib.Path, data: pathlib.Path, cache: pathlib.Path) -> flo
   command = [sys.executable, 'main.py', f'--config={_CONFIG.value}', f'--workdir={workdir}',
              f'--config.data_dir={data}', '--config.stand_in=True', f'--config.train.batch_size={_BATCH_SIZE.value}']
   env = {name: value for name, value in os.environ.items() if name != 'GLIBC_TUNABLES'}  # as the shell has it
-  env |= {'TQDM_MININTERVAL': '0', 'JAX_COMPILATION_CACHE_DIR': str(cache)}
+  env |= {'PROGRESS_SECONDS': '0', 'JAX_COMPILATION_CACHE_DIR': str(cache)}
   began, ends, printed = time.perf_counter(), [], ''
   with subprocess.Popen(command, cwd=measuring.ROOT, env=env, stdout=subprocess.DEVNULL,
                         stderr=subprocess.PIPE) as process:
@@ -41,7 +41,7 @@ def start(workdir: pathlib.Path, data: pathlib.Path, cache: pathlib.Path) -> flo
       if not piece:
         raise RuntimeError(f'It ended too early: {printed[-1000:]}')
       printed += piece
-      steps = {int(step) for step in re.findall(r'train:.*?(\d+)/', printed)} - {0}
+      steps = {int(step) for step in re.findall(r'train: step (\d+) of', printed)} - {0}
       ends += [time.perf_counter()] * (len(steps) - len(ends))
     process.kill()
   first, second = ends

@@ -23,7 +23,7 @@ from ml_collections import config_flags
 import optax
 import pipeline
 
-from image_transformer import attention, devices
+from image_transformer import attention, devices, start
 from image_transformer.optimizers import make_optimizer
 from image_transformer.transformer import is_fused
 
@@ -88,7 +88,7 @@ def main(argv):
         plain, plain_model = measuring.load(_CONFIG.value, **changes, model__dropout=0.0)
         functions[f'{name} without dropout'], _, _ = measuring.training_step(plain, plain_model, batch)
       rows.append({'dtype': dtype, 'batch_size': batch_size, 'name': name,
-                   'gigaflop': batch_size * measuring.training_flops(model) / 1e9,
+                   'gigaflop': batch_size * start.training_flops(model) / 1e9,
                    'compilation': compilation, 'fused': is_fused(config.model),
                    'temporary_GiB': compiled.memory_analysis().temp_size_in_bytes / 2**30})
   seconds = measuring.in_turn(functions, _RUNS.value)

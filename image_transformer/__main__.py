@@ -6,14 +6,17 @@ import sys
 
 
 def _stop_before_all(*_):
-  os.write(2, b'Stopped before anything was done. The same command starts over.\n')
-  os._exit(75)
+  try:
+    os.write(2, b'Stopped before anything was done. The same command starts over.\n')
+  finally:
+    os._exit(75)
 
 
 def main() -> None:
   """Runs the command and exits."""
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, _stop_before_all)
+  for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, 'SIGHUP', signal.SIGTERM)):
+    if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup does
+      signal.signal(number, _stop_before_all)
   from image_transformer import process
   process.set_up()
   from image_transformer import cli, stopping

@@ -1,8 +1,12 @@
 """Checkpoints in `workdir/checkpoints`, written by Orbax: atomic, asynchronous, verified when they are read."""
 
 from collections.abc import Iterator
+import contextlib
 import dataclasses
 import hashlib
+import os
+import re
+import tempfile
 import time
 from typing import Any
 
@@ -41,6 +45,13 @@ class Checkpoints:
   def __init__(self, workdir: epath.PathLike, keep: int | None = None, every: int = 1):
     self._workdir = epath.Path(workdir).resolve()
     self._folder = self._workdir / 'checkpoints'
+    # Orbax takes a part of a path for a pattern, and writes only names that are UTF-8: then it sees a link.
+    self._link = contextlib.ExitStack()
+    self._seen = self._folder
+    if re.search(r'[][*?{}\\\ud800-\udfff]', os.fspath(self._folder)):
+      link = epath.Path(self._link.enter_context(tempfile.TemporaryDirectory())) / 'run'
+      os.symlink(self._workdir, link)
+      self._seen = link / 'checkpoints'
     self._options = ocp.CheckpointManagerOptions(
         preservation_policy=_Preserve(keep or 1, every), read_only=keep is None, create=keep is not None,
         cleanup_tmp_directories=keep is not None)
@@ -48,7 +59,7 @@ class Checkpoints:
 
   def _open(self):
     self._error = None
-    self._manager = _Manager(self._folder, options=self._options)
+    self._manager = _Manager(self._seen, options=self._options)
 
   def __enter__(self):
     return self
@@ -58,6 +69,7 @@ class Checkpoints:
       return  # the other processes do not get here, so waiting for them would hang
     self.failed(wait=True)
     self._manager.close()
+    self._link.close()
 
   @property
   def steps(self) -> list[int]:

@@ -31,11 +31,12 @@ from image_transformer.config import check
 from image_transformer.configs import paper
 from image_transformer.errors import InputError, RunError, last_line
 from image_transformer.library import Run, load
-from image_transformer.training import train
+from image_transformer.training import dry_run, train
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, such as configs/digits.py[:smoke].')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run. Default: runs/<name of the configuration>.')
 _MODE = flags.DEFINE_string('mode', 'train', 'train, eval, sample, complete, superres, picture or table.')
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Say what would be trained and what a step costs, and do nothing else.')
 _AVERAGE = flags.DEFINE_integer('average_checkpoints', 1, 'Use the mean of the parameters of the newest N checkpoints.')
 _NUM_SAMPLES = flags.DEFINE_integer('num_samples', None, 'How many images to draw; per input, if there are inputs. '
                                     'Default: sample.num_images, or 4 per input.')
@@ -59,7 +60,7 @@ _CONDITIONS = [flags.DEFINE_list(name, None, text) for name, text in tasks.FLAGS
 
 # Which flags each mode or kind of picture reads, besides --workdir and those for several processes.
 _TYPED = list(tasks.FLAGS)
-_FLAGS = {'train': ['config'], 'eval': ['config', 'average_checkpoints'], 'table': ['csv']}
+_FLAGS = {'train': ['config', 'dry_run'], 'eval': ['config', 'average_checkpoints'], 'table': ['csv']}
 _FLAGS['sample'] = [*_FLAGS['eval'], 'num_samples', 'temperature', *_TYPED, 'seed', 'npz']
 _FLAGS['superres'] = [*_FLAGS['sample'], 'input', 'num_inputs']
 _FLAGS['complete'] = [*_FLAGS['superres'], 'keep']
@@ -73,7 +74,8 @@ _AS_FLAG = {'rows': '--keep', 'num_checkpoints': '--average_checkpoints', **{nam
 
 
 def _train() -> None:
-  train(_given_config() or runs.read_config(_workdir()), _workdir())
+  given = _given_config() or runs.read_config(_workdir()), _workdir()
+  print(dry_run(*given)) if _DRY_RUN.value else train(*given)
 
 
 def _eval() -> None:
@@ -214,7 +216,8 @@ def main(argv: list[str]) -> int:
       stopping.tell_others()
       if not devices.is_first():  # the first one prints for all
         sys.stdout = open(os.devnull, 'w')
-    _MODES[_MODE.value]()
+    with devices.settings():
+      _MODES[_MODE.value]()
   except (InputError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
     # Messages name the library's parameters; the user knows them as flags.
     return _end(re.sub(r'^(\w+)(?= is )', lambda name: _AS_FLAG.get(name[1], name[1]), str(error)), 2)
@@ -225,6 +228,11 @@ def main(argv: list[str]) -> int:
       raise
     return _end('There is not enough memory. Raise train.accumulation, or lower train.batch_size, eval.batch_size or '
                 'sample.batch_size, or set model.remat=True or model.dtype=bfloat16.', 1)
+  except (RuntimeError, AssertionError):
+    if devices.available():
+      raise
+    return _end(f'JAX has no devices of JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")} here: set it to what this '
+                'machine has, such as cpu, or unset it.', 2)
   except stopping.Stopped as stopped:
     print(stopped, file=sys.stderr)
     return stopping.EXIT_CODE

@@ -1,13 +1,13 @@
 """Configuration: frozen dataclasses that hold the defaults and validate themselves.
 
-Every field is documented here and nowhere else; `configs/base.py` turns these defaults into
-the ml_collections tree that experiments override and only the command uses. A bad value
-raises `InputError` naming the field as the user would type it (`model.num_heads`).
+Every field is documented here; `configs/base.py` turns these defaults into the ml_collections tree that experiments
+override. A bad value raises `InputError` naming the field as the user would type it (`model.num_heads`).
 """
 
 import dataclasses
 import difflib
 import math
+import os
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -60,7 +60,6 @@ def _check_choices(prefix: str, config: Any) -> None:
 POSITIVE = 'a positive number that float32 holds'
 _FRACTION = 'in [0, 1), rounded to float32 too', lambda value: 0 <= value and np.float32(value) < 1
 _OR_ZERO = f'0 or {POSITIVE}', lambda value: value == 0 or positive_float(value)
-
 _MIN_FLOAT, _MAX_FLOAT = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
@@ -149,8 +148,7 @@ class ModelConfig:
     check(not self.embedding_bias or self.likelihood == 'dmol', 'model.embedding_bias', self.embedding_bias,
           '0 with the categorical likelihood, which embeds intensities by a table')
     _check_ranges('model', self, *_FRACTION, 'dropout', 'attention_dropout')
-    check(1 <= self.upscale <= _MAX_SIDE, 'model.upscale', self.upscale,
-          f'1 (no super-resolution) or more, at most {_MAX_SIDE}')
+    check(1 <= self.upscale <= _MAX_SIDE, 'model.upscale', self.upscale, f'1 (no super-resolution) to {_MAX_SIDE}')
     least, most = (1, _MAX_LAYERS) if self.upscale > 1 else (0, 0)
     check(least <= self.num_encoder_layers <= most, 'model.num_encoder_layers', self.num_encoder_layers,
           f'in 1..{_MAX_LAYERS} for super-resolution, else 0 (model.upscale = 1)')
@@ -257,6 +255,8 @@ class FolderConfig:
 
   def __post_init__(self):
     object.__setattr__(self, 'size', tuple(self.size))
+    if self.path and '://' not in self.path:  # wherever the run is resumed or evaluated, it is the same folder
+      object.__setattr__(self, 'path', os.path.abspath(os.path.expanduser(self.path)))
     check(len(self.size) == 2 and all(0 < side <= _MAX_SIDE for side in self.size), 'folder.size', self.size,
           f'a height and a width, each in 1..{_MAX_SIDE}')
     check(0 < self.test_fraction < 1, 'folder.test_fraction', self.test_fraction, 'between 0 and 1')

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import os
 import pathlib
+import sys
 from typing import Any
 
 from array_record.python import array_record_module
@@ -47,8 +48,11 @@ def image_spec(config: Config) -> ImageSpec:
   return _dataset(config).spec
 
 
-def check_data(config: Config) -> None:
+def check_data(config: Config) -> tuple[int | None, int | None]:
   """Checks the data settings of `config` as far as possible without opening or preparing the dataset.
+
+  Returns:
+    How many images there are to train on and to evaluate on; None where it is not known yet.
 
   Raises:
     InputError: if a split names no images, or holds fewer than `eval.num_images`, or `data_dir` is unusable.
@@ -56,11 +60,11 @@ def check_data(config: Config) -> None:
   dataset = _dataset(config)
   with _errors_in_one_line(config, dataset):
     builder = _builder(dataset, config)
-    _expected(config, dataset, builder, config.train.split)
-    count = _expected(config, dataset, builder, config.eval.split)
-  if count is not None:
-    check(config.eval.num_images <= count, 'eval.num_images', config.eval.num_images,
-          f'at most {count}, the size of {config.eval.split}')
+    counts = tuple(_expected(config, dataset, builder, split) for split in (config.train.split, config.eval.split))
+  if counts[1] is not None:
+    check(config.eval.num_images <= counts[1], 'eval.num_images', config.eval.num_images,
+          f'at most {counts[1]}, the size of {config.eval.split}')
+  return counts
 
 
 def open_split(config: Config, split: str) -> Sequence[dict[str, Any]]:
@@ -162,7 +166,7 @@ def _errors_in_one_line(config: Config, dataset: Dataset) -> Iterator[None]:
   except Exception as error:  # TFDS, protobuf and array_record each raise their own
     reason = ' '.join(str(error).split()) or type(error).__name__
     raise InputError(f'{config.dataset} cannot be read or prepared in {resolve_data_dir(config.data_dir)}/'
-                     f'{dataset.builder.name} ({reason}); repair or delete that directory, or set data_dir to '
+                     f'{dataset.builder.name} ({reason}); restore that directory, or set data_dir to '
                      'another.') from error
 
 
@@ -175,6 +179,8 @@ def _prepare(dataset: Dataset, config: Config, *needed: str) -> tfds.core.Datase
   builder = _builder(dataset, config)
   for split in needed:
     _expected(config, dataset, builder, split)
+  if not sys.stderr.isatty():
+    tfds.disable_progress_bar()
   try:
     builder.download_and_prepare(file_format='array_record')
   except OSError:

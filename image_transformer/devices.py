@@ -3,7 +3,8 @@
 Process k of P holds the k-th of P equal parts of every batch, and its devices share that equally.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import re
 from typing import Any
 import zlib
@@ -16,6 +17,13 @@ from image_transformer.config import check
 from image_transformer.errors import InputError, last_line
 
 AXIS = 'devices'
+
+
+@contextlib.contextmanager
+def settings() -> Iterator[None]:
+  """JAX's defaults, whatever the rest of a program or its environment has set; also a decorator."""
+  with jax.enable_x64(False), jax.numpy_dtype_promotion('standard'), jax.transfer_guard('allow'):
+    yield
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None, distributed: bool) -> bool:
@@ -42,6 +50,14 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
   except (RuntimeError, ValueError) as error:
     raise InputError(f'Cannot join the other processes ({last_line(error)}); see launch/README.md.') from error
   return True
+
+
+def available() -> bool:
+  """Whether JAX has any devices; none, for instance, where JAX_PLATFORMS names others."""
+  try:
+    return bool(jax.devices())
+  except (RuntimeError, AssertionError):  # JAX raises either
+    return False
 
 
 def pmap(function: Callable, **kwargs) -> Callable:

@@ -5,6 +5,11 @@ import re
 from absl import flags
 
 
+def one_line(text: str) -> str:
+  """Text with line breaks and other characters that cannot be printed as Python escapes them."""
+  return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class InputError(ValueError):
   """A parameter, field, image, dataset or checkpoint that cannot be used.
 
@@ -13,8 +18,7 @@ class InputError(ValueError):
   """
 
   def __init__(self, message: str):
-    # Paths and other errors' texts may hold line breaks.
-    super().__init__(''.join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+    super().__init__(one_line(message))  # paths and other errors' texts may hold line breaks
 
 
 class MissingDataError(InputError):

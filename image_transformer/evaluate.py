@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from image_transformer import batching, devices, stopping
 from image_transformer.metrics import Evaluation
 from image_transformer.model import ImageTransformer
+from image_transformer.progress import Progress
 
 
 @functools.lru_cache(maxsize=8)
@@ -37,12 +37,12 @@ def make_scorer(model: ImageTransformer, batch_size: int, method: str = 'log_pro
     batches = batching.eval_batches(source, batch_size=batch, num_images=number,
                                     process_index=jax.process_index(), process_count=jax.process_count())
     nats = []
-    with tqdm(total=number, desc='evaluate', unit='image', leave=False, disable=not devices.is_first()) as progress:
+    with Progress('evaluate', 'image', number) as progress:
       for arrays in batches:
         stopping.poll()
         images, given = devices.split((arrays['image'], {name: arrays[name] for name in model.conditions}))
         nats.append(np.asarray(devices.unreplicate(parallel(params, images, given)), np.float64))
-        progress.update(min(batch, number - progress.n))
+        progress.update(min(batch * len(nats), number))
     # The padding comes last.
     return np.concatenate(nats)[:number]
 

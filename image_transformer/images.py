@@ -1,45 +1,63 @@
 """Image files as uint8 [H, W, C]: finding, reading, cropping, downsampling and enlarging, with NumPy and PIL."""
 
+import contextlib
+import io
 import os
 import pathlib
 import warnings
+import zlib
 
 from etils import epath
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from image_transformer.errors import InputError
 
 _FORMATS = ('PNG', 'JPEG', 'WEBP')
 
 
-def find_files(path: os.PathLike | str) -> list[epath.Path]:
-  """Returns the file `path`, or all files below the directory `path`, sorted.
+def find_files(path: os.PathLike | str) -> tuple[list[epath.Path], dict[epath.Path, str]]:
+  """Finds the file `path`, or all files below the directory `path`.
 
   Files and folders whose names begin with a dot are left out, and links to folders are not followed.
+
+  Returns:
+    The files, sorted, and why anything else was left out that has no such name.
 
   Raises:
     InputError: if `path` does not exist, or is a directory without files.
   """
   root = epath.Path(path)
   if root.is_file():
-    return [root]
+    return [root], {}
   if not root.is_dir():
     raise InputError(f'{path} does not exist: name a file or a directory.')
-  found = (folder / name for folder, _, names in root.walk() for name in names)
-  files = sorted(file for file in found
-                 if not any(part.startswith('.') for part in file.relative_to(root).parts)
-                 and file.is_file() and not pathlib.Path(file).is_fifo())  # reading a pipe could block forever
+  files, left_out = [], {}
+
+  def unreadable(error):
+    left_out[epath.Path(error.filename)] = f'a folder that cannot be read ({error.strerror})'
+
+  for folder, folders, names in root.walk(on_error=unreadable):
+    left_out |= {folder / name: 'a link to a folder: name that folder instead' for name in folders
+                 if os.path.islink(folder / name)}
+    for file in (folder / name for name in names):
+      if os.path.islink(file) and not file.exists():
+        left_out[file] = 'a link to nothing'
+      elif file.is_file() and not pathlib.Path(file).is_fifo():  # reading a pipe could block forever
+        files.append(file)
+  shown = lambda file: not any(part.startswith('.') for part in file.relative_to(root).parts)
+  files, left_out = sorted(filter(shown, files)), {file: left_out[file] for file in sorted(filter(shown, left_out))}
   if not files:
-    raise InputError(f'{path} holds no files: put some there, or name another directory.')
-  return files
+    more = ''.join(f'; {file.relative_to(root)} is {reason}' for file, reason in list(left_out.items())[:1])
+    raise InputError(f'{path} holds no files{more}: put some there, or name another directory.')
+  return files, left_out
 
 
 def read_image(path: os.PathLike | str, channels: int) -> np.ndarray:
   """Reads a PNG, JPEG or WebP file, recognised by its content, not its name.
 
   EXIF orientation is applied, transparency is blended onto white, only the first frame of an animation is read, and
-  colour profiles are ignored.
+  colour profiles, texts and other metadata are ignored, damaged or not.
 
   Args:
     path: the file.
@@ -49,14 +67,14 @@ def read_image(path: os.PathLike | str, channels: int) -> np.ndarray:
     uint8 [H, W, channels].
 
   Raises:
-    InputError: if the file cannot be used; the message says why. Images above PIL's limit of 89 million pixels
+    InputError: if the file cannot be used; the message says why. Images above PIL's limit of 179 million pixels
       are rejected by their header, before they are decoded.
   """
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')  # about damaged metadata, say; damaged pixels raise
-      warnings.simplefilter('error', Image.DecompressionBombWarning)
-      with epath.Path(path).open('rb') as file, Image.open(file, formats=_FORMATS) as image:
+      content = _without_metadata(epath.Path(path).read_bytes())
+      with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
         return _pixels(image, channels)
   except UnidentifiedImageError as error:
     raise InputError(f'{path} is not a PNG, JPEG or WebP image.') from error
@@ -140,8 +158,34 @@ def _sums(values: np.ndarray, new_size: int, axis: int) -> np.ndarray:
   return whole + np.diff(before, axis=axis)
 
 
+_PNG = b'\x89PNG\r\n\x1a\n'
+_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+          8: Image.Transpose.ROTATE_90}
+
+
+def _without_metadata(content: bytes) -> bytes:
+  """A PNG with only the chunks that determine its pixels, since PIL refuses a file for others; anything else as it is."""
+  if not content.startswith(_PNG):
+    return content
+  kept, position = [_PNG], len(_PNG)
+  while position + 8 <= len(content):
+    end = position + 12 + int.from_bytes(content[position:position + 4])
+    kind = content[position + 4:position + 8]
+    intact = zlib.crc32(content[position + 4:end - 4]) == int.from_bytes(content[end - 4:end])
+    critical = kind[:1].isupper()
+    if critical and not intact and end <= len(content):
+      raise ValueError(f'the checksum of its part {kind.decode(errors="replace")} does not match')
+    if critical or kind in (b'tRNS', b'eXIf') and intact:
+      kept.append(content[position:end])
+    position = end
+  return b''.join(kept)
+
+
 def _pixels(image: Image.Image, channels: int) -> np.ndarray:
-  image = ImageOps.exif_transpose(image)
+  with contextlib.suppress(Exception):  # damaged EXIF can raise anything
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    image = image.transpose(turn) if turn is not None else image
   if image.mode.startswith('I'):  # 16-bit grey, which PIL would clip to 8 bits
     values = np.array(image, np.int32)
     values[values == image.info.get('transparency', -1)] = 65_535

@@ -8,6 +8,7 @@ import numpy as np
 from image_transformer import batching, data, images
 from image_transformer.errors import InputError
 from image_transformer.library import Run
+from image_transformer.workdir import warn
 
 
 def read_inputs(run: Run, path: os.PathLike | str | None, number: int) -> dict[str, np.ndarray]:
@@ -32,10 +33,9 @@ def read_inputs(run: Run, path: os.PathLike | str | None, number: int) -> dict[s
     source = data.open_split(config, config.eval.split)
     number = min(number or len(source), len(source))
     return batching.first_examples(source, number)
-  files = images.find_files(epath.Path(path).expanduser())[:number or None]
+  files, photos = _read(epath.Path(path).expanduser(), spec.channels, number)
   # Files hold bytes; the dataset may have fewer levels.
-  photos = [np.round(images.read_image(file, spec.channels) * ((spec.levels - 1) / 255)).astype(np.uint8)
-            for file in files]
+  photos = [np.round(photo * ((spec.levels - 1) / 255)).astype(np.uint8) for photo in photos]
   # A condition may itself be an image, and the photos may already have its size.
   for name, condition in run.model.conditions.items():
     are_it = [photo.shape == condition.shape for photo in photos]
@@ -56,3 +56,25 @@ def read_inputs(run: Run, path: os.PathLike | str | None, number: int) -> dict[s
       if len(condition.shape) == 3:
         inputs.setdefault(name, []).append(condition.of_example(cropped))
   return {name: np.stack(values) for name, values in inputs.items()}
+
+
+def _read(path, channels, number):
+  """The first files that hold images, and these; what is left out of a folder is said."""
+  found, left_out = images.find_files(path)
+  left_out = {file: f'{file} is {reason}' for file, reason in left_out.items()}
+  files, photos = [], []
+  for file in found:
+    if len(files) == number > 0:
+      break
+    try:
+      photos.append(images.read_image(file, channels))
+      files.append(file)
+    except InputError as error:
+      if file == path:
+        raise
+      left_out[file] = str(error).rstrip('.')
+  for reason in left_out.values():
+    warn(f'{reason}, and left out.')
+  if not files:
+    raise InputError(f'{path} holds no images that can be used: name another folder.')
+  return files, photos

@@ -55,6 +55,7 @@ class Run:
     """Bits per intensity of each image, float64 [N]."""
     return bits_per_dim(-self.log_prob(images, **given), self.model.spec.num_dims)
 
+  @devices.settings()
   def _score(self, method, images, given):
     arrays = {'image': np.asarray(check_images(images, self.model.spec))}
     number = len(arrays['image'])
@@ -68,6 +69,7 @@ class Run:
     """Exact bits/dim over images, with its standard error."""
     return Evaluation(-self.log_prob(images, **given), self.model.spec.num_dims)
 
+  @devices.settings()
   def evaluate(self, split: str = '', num_images: int | None = None) -> Evaluation:
     """Exact bits/dim of a split of the dataset, with its standard error.
 
@@ -113,6 +115,7 @@ class Run:
     low_res = check_given({'low_res': low_res}, {'low_res': self.model.conditions['low_res']})['low_res']
     return self.draw(len(low_res), {'low_res': low_res, **given}, temperature, seed)[0]
 
+  @devices.settings()
   def draw(self, num_images: int, given: Mapping[str, Any], temperature: float | None = None, seed: int = 0,
            images: Any = None, rows: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Draws as `sample`, `complete` and `enlarge` do.
@@ -135,6 +138,7 @@ class Run:
     return {name: np.asarray(values) for name, values in check_given(given, conditions, num_images).items()}
 
 
+@devices.settings()
 def load(workdir: os.PathLike | str, config: Config | None = None, num_checkpoints: int = 1) -> Run:
   """Loads a run.
 

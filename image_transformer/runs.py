@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 from typing import Any
 
 from etils import epath
@@ -102,13 +103,13 @@ def check_workdir(workdir: epath.Path) -> None:
   Raises:
     InputError: if it holds something else, or cannot be written.
   """
-  # Files left by a process that was killed while it started a run, and pictures drawn before the run.
-  begun = {'lock', 'config.json.part', 'pictures'}
+  # Files left by a process that was killed while it started a run, pictures drawn before it, logs of a scheduler.
+  begun = re.compile(r'lock|config\.json\.part|pictures|\..*|.*\.(log|out|err)')
   if not (workdir / 'config.json').exists() and workdir.is_dir() and any(
-      path.name not in begun for path in workdir.iterdir()):
+      not begun.fullmatch(path.name) for path in workdir.iterdir()):
     raise InputError(f'{workdir} is not empty and holds no run; choose another workdir.')
   if '://' not in os.fspath(workdir):
-    nearest = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    nearest = next(path for path in (workdir.resolve(), *workdir.resolve().parents) if path.exists())
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
       raise InputError(f'{workdir} cannot be written, since {nearest} is not a folder that can be written to; '
                        'choose another workdir.')

@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from image_transformer import attention, devices, stopping
 from image_transformer.config import POSITIVE, check, positive_float
 from image_transformer.door import check_given, check_images
 from image_transformer.errors import InputError
 from image_transformer.model import Given, ImageTransformer
+from image_transformer.progress import Progress
 
 
 def sample(model: ImageTransformer, variables: Any, keys: jax.Array, given: Given = {},
@@ -122,7 +122,7 @@ def make_sampler(model: ImageTransformer, batch_size: int, num_kept: int = 0) ->
     images = check_images(images, model.spec, num_images) if num_kept else None
     batch = devices.round_up(min(batch_size, num_images))
     drawn = []
-    with tqdm(total=num_images, desc='sample', unit='image', leave=False, disable=not devices.is_first()) as progress:
+    with Progress('sample', 'image', num_images) as progress:
       for first in range(0, num_images, batch):
         stopping.poll()
         indices = np.arange(first, first + batch)
@@ -131,7 +131,7 @@ def make_sampler(model: ImageTransformer, batch_size: int, num_kept: int = 0) ->
         part, part_given, part_images = devices.split(devices.own_part(whole))
         outputs = parallel(params, np.uint32(seed), part, part_given, temperature, part_images)
         drawn.append(jax.device_get(devices.unreplicate(outputs)))
-        progress.update(min(batch, num_images - first))
+        progress.update(min(first + batch, num_images))
     images, log_probs = (np.concatenate(parts)[:num_images] for parts in zip(*drawn))
     return images, log_probs
 

@@ -1,5 +1,6 @@
-"""Stopping: SIGTERM and SIGINT are recorded, and the program stops at the next point where nothing is lost."""
+"""Stopping: SIGTERM, SIGINT and SIGHUP are recorded; the program stops at the next point where nothing is lost."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -8,6 +9,9 @@ import jax
 from jax.experimental import multihost_utils
 
 EXIT_CODE = 75  # "try again later" in sysexits.h: the same command resumes. Launch scripts restart on this alone.
+
+SIGNALS = [number for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, 'SIGHUP', None))
+           if number and signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
 
 _asked = False
 _polls = 0
@@ -18,7 +22,7 @@ class Stopped(Exception):
 
 
 def listen() -> None:
-  """Makes `poll` stop the program after SIGTERM or SIGINT; a second signal ends the process at once.
+  """Makes `poll` stop the program after one of `SIGNALS`; a second signal ends the process at once.
 
   Call it before `jax.distributed.initialize`, whose preemption service takes over every SIGTERM.
   """
@@ -26,7 +30,7 @@ def listen() -> None:
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
   signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-  for number in (signal.SIGTERM, signal.SIGINT):
+  for number in SIGNALS:
     signal.signal(number, lambda *_: None)
   threading.Thread(target=_watch, args=(reader,), daemon=True).start()
 
@@ -40,7 +44,7 @@ def tell_others() -> None:
 def stop_listening() -> None:
   """Ignores signals from now on; call it at the end, since a signal during exit would change the exit code."""
   if not jax.distributed.is_initialized():  # shutdown may have to wait for other processes
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
       signal.signal(number, signal.SIG_IGN)
 
 
@@ -62,7 +66,7 @@ def _watch(reader):
     if _asked:
       os._exit(128 + number)
     _asked = True
-    # One write, so that no other output comes between.
-    os.write(2, b'\nStopping after the current step, which will be saved. A second signal stops at once.\n')
+    with contextlib.suppress(OSError):  # one write, so that no other output comes between
+      os.write(2, b'\nStopping after the current step, which will be saved. A second signal stops at once.\n')
     if jax.distributed.is_initialized():
       os.kill(os.getpid(), signal.SIGTERM)

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import os
+import zlib
 
 from etils import epath
 import numpy as np
@@ -87,7 +89,7 @@ class Task:
     from image_transformer import figures  # here, since matplotlib is slow to import and no other mode needs it
     run, inputs = self.run, self._inputs(originals=True)
     given = {name: inputs[name] for name in run.model.conditions}
-    name = f'{run.step:07d}_{kind}_{epath.Path(self.input).stem if self.input else run.config.eval.split}'
+    name = f'{run.step:07d}_{kind}_{self._source()}'
     if kind == 'bits':
       number = len(inputs['image'])
       check(number <= _MAX_SIDE_BY_SIDE, 'num_inputs', number,
@@ -136,8 +138,15 @@ class Task:
       yield temperature, samples, arrays if self.npz else None
 
   def _name(self, kind, shape):
-    source = epath.Path(self.input).stem if self.input else self.run.config.eval.split if kind else ''
+    source = self._source() if kind else ''
     return reports.drawing_name(self.run, kind, source, shape, self.seed, self.typed)
+
+  def _source(self):
+    """Names the inputs; those of other folders may have the same name, or one too long for a file of ours."""
+    if not self.input:
+      return self.run.config.eval.split
+    path = os.fsencode(os.path.abspath(os.path.expanduser(self.input)))
+    return f'{epath.Path(self.input).stem[:60]}-{zlib.crc32(path):08x}'
 
   def _temperatures(self):
     return self.temperatures or [self.run.config.sample.temperature]

@@ -1,6 +1,6 @@
-"""Training: the per-device step, and the loop around it."""
+"""Training: the loop around the step, with its logs, checkpoints, evaluations and samples."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import dataclasses
 import functools
 import json
@@ -11,9 +11,6 @@ from typing import Any
 
 from etils import epath
 import jax
-import jax.numpy as jnp
-import optax
-from tqdm import tqdm
 
 from image_transformer import batching, data, devices, pictures, stopping
 from image_transformer.checkpoints import Checkpoints, saved_steps
@@ -24,62 +21,15 @@ from image_transformer.evaluate import make_evaluator
 from image_transformer.library import Run
 from image_transformer.metrics import Evaluation, MetricsLog, bits_per_dim, training_seconds
 from image_transformer.model import ImageTransformer, make_model
-from image_transformer.optimizers import learning_rate, make_optimizer, num_skipped
+from image_transformer.optimizers import learning_rate, make_optimizer
+from image_transformer.progress import Progress
 from image_transformer.reports import write_evaluation
 from image_transformer.runs import check_workdir, own, read_num_train_images, write_num_train_images
 from image_transformer.sampling import make_sampler
-from image_transformer.state import TrainState, init_state
+from image_transformer.start import step_memory, summary, training_flops
+from image_transformer.state import init_state
+from image_transformer.training_step import make_train_step
 from image_transformer.workdir import survive, write_whole
-
-
-def make_train_step(model: ImageTransformer, optimizer: optax.GradientTransformation,
-                    config: Config) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
-  """The step of one device, to be run under `devices.pmap`.
-
-  It takes the state and this device's {'image': uint8 [b, H, W, C]} with their conditions, and
-  returns the new state and scalars: the loss of this step in nats/dim, its mean since the last
-  logged step over those where it was finite, the global norm of the gradient before clipping, and
-  how many steps were skipped, in total and in a row.
-  """
-  train = config.train
-
-  def loss_fn(params, batch, first_index, key):
-    given = {name: batch[name] for name in model.conditions}
-    log_prob = model.apply({'params': params}, batch['image'], given, True, first_index, rngs={'dropout': key},
-                           method='log_prob')
-    return -log_prob.mean() / model.spec.num_dims
-
-  def train_step(state, batch):
-    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    parts = jax.tree.map(lambda x: x.reshape(train.accumulation, -1, *x.shape[1:]), batch)
-    size = parts['image'].shape[1]
-    first_part = jax.lax.axis_index(devices.AXIS) * train.accumulation
-
-    def accumulate(total, part):
-      part_batch, index = part
-      loss_and_grads = jax.value_and_grad(loss_fn)(state.params, part_batch, (first_part + index) * size, key)
-      return jax.tree.map(jnp.add, total, loss_and_grads), None
-
-    zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params)
-    total, _ = jax.lax.scan(accumulate, zero, (parts, jnp.arange(train.accumulation)))
-    loss, grads = jax.lax.pmean(jax.tree.map(lambda x: x / train.accumulation, total), devices.AXIS)
-
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema_params = state.ema_params
-    if ema_params is not None:
-      # Early on, the full decay would leave the average mostly at the initial values.
-      decay = jnp.minimum(train.ema_decay, (1 + state.step) / (10 + state.step))
-      ema_params = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, ema_params, params)
-    new_window = state.step % train.log_every == 0
-    window_loss = jnp.where(new_window, 0, state.window_loss) + jnp.where(jnp.isfinite(loss), loss, 0)
-    window_steps = jnp.where(new_window, 0, state.window_steps) + jnp.isfinite(loss)
-    skipped, skipped_in_a_row = num_skipped(opt_state)
-    metrics = {'loss': loss, 'window_loss': window_loss / window_steps, 'grad_norm': optax.tree.norm(grads),
-               'skipped': skipped, 'skipped_in_a_row': skipped_in_a_row}
-    return TrainState(state.step + 1, params, ema_params, opt_state, window_loss, window_steps), metrics
-
-  return train_step
 
 
 def _due(step: int, every: int) -> bool:
@@ -150,6 +100,10 @@ class Trainer:
       raise InputError('The processes have different configurations, images or checkpoints: give all of them the same '
                        f'command, the same data and one workdir that they share ({self.workdir} here).')
     write_num_train_images(self.workdir, len(self.train_source))
+    if devices.is_first():
+      start = max(saved_steps(self.workdir), default=0)
+      print(summary(self.config, self.model, len(self.train_source), len(self.eval_source), start, self.workdir))
+      print('compiling the first step', flush=True)
     with Checkpoints(self.workdir, train.keep_checkpoints, train.checkpoint_every) as self._checkpoints:
       new_state = functools.partial(init_state, self.model, self._optimizer, self.config)
       state = next(self._checkpoints.restore(jax.eval_shape(new_state)), None)
@@ -214,13 +168,14 @@ class Trainer:
 
   def _do_what_is_due(self, step, state, stopped_here=False):
     """Evaluates and draws samples if due; where a run was stopped, only what it had not done yet."""
-    began = time.time()
+    began = time.monotonic()
     evaluate, draw = self._is_due(step)
     if evaluate and not (stopped_here and devices.any_process(self._log.has_evaluation(step))):
-      self._log_evaluation(step, state, self._num_eval_images)
+      evaluation = self._log_evaluation(step, state, self._num_eval_images)
+      self._progress.say(f'{evaluation} of {self.config.eval.split}, step {step}')
     if draw and not (stopped_here and devices.any_process(devices.is_first() and self._picture(step).exists())):
       self._log_samples(step, state)
-    self._logged_at += time.time() - began
+    self._logged_at += time.monotonic() - began
 
   def _picture(self, step):
     return self.workdir / 'samples' / f'{step:07d}.png'
@@ -239,9 +194,9 @@ class Trainer:
 
     self._log = MetricsLog(self.workdir, keep)
     self._log.write_text('config', f'```\n{json.dumps(dataclasses.asdict(self.config), indent=2)}\n```')
-    self._progress = tqdm(total=train.steps, initial=start, unit='step', desc='train', disable=not devices.is_first())
-    self._began = time.time() - training_seconds(self.workdir)
-    self._logged_at, self._logged_step = time.time(), start
+    self._progress = Progress('train', 'step', train.steps, keep=True)
+    self._began = time.monotonic() - training_seconds(self.workdir)
+    self._logged_at, self._logged_step, self._status = time.monotonic(), start, ''
 
   def _log_step(self, step, metrics):
     """Waits for a step, checks that it is finite, and logs it where that is due."""
@@ -253,17 +208,17 @@ class Trainer:
       raise RunError(f'Step {step}: the loss is {metrics["loss"]} and the gradient norm {metrics["grad_norm"]}. '
                      f'Stopped; {kept}. In a new workdir, lower optimizer.learning_rate or set optimizer.clip_norm '
                      'or optimizer.skip_non_finite.')
-    self._progress.update(step - self._progress.n)
     if _due(step, self.config.train.log_every) or step == self.config.train.steps:
-      now, skipped = time.time(), int(metrics['skipped'])  # the schedule does not count steps that were skipped
+      now, skipped = time.monotonic(), int(metrics['skipped'])  # the schedule does not count steps that were skipped
       bits, norm = (x if math.isfinite(x) else None for x in (bits_per_dim(metrics['window_loss'], 1),
                                                                metrics['grad_norm']))
       images_per_second = (step - self._logged_step) * self.config.train.batch_size / (now - self._logged_at)
       self._log.write(step, 'train', bits_per_dim=bits, learning_rate=float(self._rate(step - 1 - skipped)),
                       grad_norm=norm, skipped_steps=skipped, images_per_second=images_per_second,
                       seconds=now - self._began)
-      self._progress.set_postfix_str(f'{bits or math.nan:.3f} bits/dim, {images_per_second:.1f} images/s')
       self._logged_at, self._logged_step = now, step
+      self._status = f'{bits or math.nan:.3f} bits/dim, {images_per_second:.1f} images/s'
+    self._progress.update(step, self._status)
 
   def _log_evaluation(self, step, state, num_images):
     params = state.eval_params(self.config.eval.ema)
@@ -290,6 +245,7 @@ class Trainer:
     self._log.write_picture(step, 'samples', picture)
 
 
+@devices.settings()
 def train(config: Config | Mapping[str, Any], workdir: os.PathLike | str) -> Run:
   """Trains a model, or resumes its training, and evaluates it.
 
@@ -304,12 +260,7 @@ def train(config: Config | Mapping[str, Any], workdir: os.PathLike | str) -> Run
     InputError: if the configuration does not fit the data, the devices or the run in the workdir.
     RunError, stopping.Stopped: as `Trainer.run`; the same call resumes.
   """
-  asked_for = config if isinstance(config, Config) else from_dict(dict(config))
-  folder = epath.Path(workdir).expanduser()
-  # Before data are prepared.
-  check_config(asked_for)
-  if jax.process_count() == 1:  # another process may have begun to write there already
-    check_workdir(folder)
+  asked_for, folder, _ = _check(config, workdir)
   config = data.with_stand_in(asked_for)
   if config.dataset != asked_for.dataset:
     print(f'{asked_for.dataset} is not available: training on generated images. This is not a result.')
@@ -325,3 +276,28 @@ def train(config: Config | Mapping[str, Any], workdir: os.PathLike | str) -> Run
       raise RunError(f'The results could not be written ({error}). Free disk space, then run the same command again.') \
           from error
   return run
+
+
+@devices.settings()
+def dry_run(config: Config | Mapping[str, Any], workdir: os.PathLike | str) -> str:
+  """What `train` would do and what a step would cost, by compiling it; nothing is written, prepared or computed.
+
+  Raises:
+    InputError: as `train`, as far as it can be told without opening the data.
+  """
+  config, folder, model = _check(config, workdir)
+  start = max(saved_steps(folder), default=0)
+  lines = [summary(config, model, *data.check_data(config), start, folder)]
+  megaflops = training_flops(model) * config.train.batch_size / 1e6
+  lines.append(f'step      {megaflops:,.0f} MFLOP; {step_memory(config, model) / 2**30:.2f} GiB on each device')
+  return '\n'.join(lines)
+
+
+def _check(config, workdir):
+  """The configuration, folder and model, checked before data are prepared."""
+  config = config if isinstance(config, Config) else from_dict(dict(config))
+  folder = epath.Path(workdir).expanduser()
+  model = check_config(config)
+  if jax.process_count() == 1:  # another process may have begun to write there already
+    check_workdir(folder)
+  return config, folder, model

@@ -72,15 +72,16 @@ def warn(text: str) -> None:
 def lock(workdir: epath.Path) -> Iterator[None]:
   """Keeps other processes from training in a workdir, which is created if need be; the lock ends with the process.
 
-  Object stores have no locks, so there nothing is locked.
+  Object stores and some file systems have no locks; there nothing is locked.
 
   Raises:
     InputError: if another process trains there.
   """
-  workdir.mkdir(parents=True, exist_ok=True)
   if '://' in os.fspath(workdir):
+    workdir.mkdir(parents=True, exist_ok=True)
     yield
     return
+  os.makedirs(os.path.realpath(workdir), exist_ok=True)  # it may be a link to a folder that does not exist yet
   import fcntl  # not on Windows
   with open(workdir / 'lock', 'w') as file:
     try:
@@ -88,4 +89,6 @@ def lock(workdir: epath.Path) -> Iterator[None]:
     except BlockingIOError as error:
       raise InputError(f'Another process trains in {workdir}: wait for it or stop it, or choose another '
                        'workdir.') from error
+    except OSError as error:
+      warn(f'{workdir} cannot be locked ({error}): do not train there twice at once.')
     yield

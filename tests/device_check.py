@@ -16,7 +16,7 @@ from image_transformer import devices, sampling
 from image_transformer.evaluate import make_evaluator
 from image_transformer.model import make_model
 from image_transformer.state import init_state
-from image_transformer.training import make_train_step
+from image_transformer.training_step import make_train_step
 
 
 def sgd_that_keeps_the_gradient(rate: float) -> optax.GradientTransformation:

@@ -10,7 +10,7 @@ import urllib.request
 import zipfile
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 import pytest
 import tensorflow_datasets as tfds
 
@@ -348,7 +348,7 @@ def write_mixed_folder(path):
       'truncated.jpg': (jpeg[:len(jpeg) // 2], 'cannot be used as an image (image file is truncated'),
       'single.png': (encoded(large.crop((0, 0, 1, 1)), 'PNG'), 'The image is 1 x 1 (height x width), but must be'),
       'notes.txt': (b'shopping', 'is not a PNG, JPEG or WebP image'),
-      'twice.png': ((path / 'folder 0/000a.png').read_bytes(), 'the same file as folder 0/000a.png'),
+      'twice.png': ((path / 'folder 0/000a.png').read_bytes(), 'the same picture as folder 0/000a.png'),
       'bomb.png': (png_header(100_000, 100_000), 'exceeds limit'),
       'empty.png': (b'', 'is not a PNG, JPEG or WebP image'),
   }
@@ -445,7 +445,7 @@ def test_a_prepared_folder_is_not_looked_at_again(photos, tmp_path, monkeypatch)
   before = values(config, 'train')
   prepared = next((tmp_path / 'data').glob('*/*/1.0.0'))
   assert data.note(config) == (f'folder: 9 train and 1 test images of {photos}, kept in {prepared}; '
-                               'to prepare them again, delete that directory')
+                               'to read the folder again, set another data_dir')
   assert data.full_size(config, 'train') is None and len(data.open_split(config, 'train')) == 9
   photos.rename(tmp_path / 'gone')
   assert values(config, 'train') == before
@@ -493,7 +493,8 @@ def test_a_crash_leaves_nothing_half_prepared(photos, tmp_path, monkeypatch):
 
 
 def test_unreadable_files_are_left_out(photos, tmp_path, monkeypatch):
-  (photos / 'broken link.png').symlink_to(photos / 'none')  # no file: not looked at
+  (photos / 'broken link.png').symlink_to(photos / 'none')
+  (photos / 'two\nlines.png').write_bytes(b'no image')
   os.mkfifo(photos / 'pipe.png')  # reading it would wait for ever
   (photos / 'secret.png').write_text('secret')
   read_bytes = type(folder.epath.Path('x')).read_bytes
@@ -506,4 +507,33 @@ def test_unreadable_files_are_left_out(photos, tmp_path, monkeypatch):
   monkeypatch.setattr(type(folder.epath.Path('x')), 'read_bytes', deny)
   assert len(values(of_folder(tmp_path, photos), 'train')) == 9
   (summary,) = (tmp_path / 'data').glob('*/*/*/summary.txt')
-  assert summary.read_text().splitlines()[1:] == ['  secret.png: [Errno 13] Permission denied']
+  assert summary.read_text().splitlines()[1:] == [
+      '  broken link.png: a link to nothing', '  secret.png: cannot be used as an image (Permission denied).',
+      '  two\\nlines.png: is not a PNG, JPEG or WebP image.']
+
+
+def test_equal_pictures_in_different_files_are_used_once(photos, tmp_path):
+  """One would be in training, the other in the test."""
+  for path in sorted(photos.iterdir()):
+    with Image.open(path) as image:
+      comment = PngImagePlugin.PngInfo()
+      comment.add_text('Comment', 'a copy')
+      image.save(photos / f'copy of {path.name}', pnginfo=comment)
+      image.save(photos / f'{path.stem}.webp', lossless=True)
+  config = of_folder(tmp_path, photos)
+  assert sorted(values(config, 'train') | values(config, 'test')) == list(range(10))
+  assert len(read(config, 'train')) == 9 and len(read(config, 'test')) == 1
+
+
+def test_a_folder_named_from_here_is_the_same_from_elsewhere(photos, tmp_path, monkeypatch):
+  monkeypatch.chdir(photos.parent)
+  config = of_folder(tmp_path, photos.name)
+  monkeypatch.chdir(tmp_path.parent)
+  assert config.folder.path == str(photos) and len(read(config, 'train')) == 9
+
+
+@pytest.mark.parametrize('name', [b'caf\xe9', b'p' * 250])
+def test_a_folder_of_any_name(photos, tmp_path, name):
+  path = os.path.join(os.fsencode(tmp_path), name)
+  os.rename(photos, path)
+  assert len(read(of_folder(tmp_path, os.fsdecode(path)), 'train')) == 9

@@ -218,12 +218,13 @@ def encoded(image, format):
   return buffer.getvalue()
 
 
+def chunk(kind, content):
+  """A part of a PNG."""
+  return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
+
+
 def png_header(width, height):
   """A PNG that claims a size, and has hardly any pixels."""
-
-  def chunk(kind, content):
-    return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
-
   header = chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0))
   return b'\x89PNG\r\n\x1a\n' + header + chunk(b'IDAT', zlib.compress(bytes(99))) + chunk(b'IEND', b'')
 
@@ -241,7 +242,35 @@ def test_truncated_images_are_refused(saved, format):
   refused(saved, content[:len(content) // 2], 'cannot be used as an image|is not a')
 
 
-@pytest.mark.parametrize('size', [(10_000, 9_000), (100_000, 100_000)])  # PIL warns of one and refuses the other
+def test_large_photos_are_read(saved):
+  refused(saved, png_header(12_000, 14_900), 'truncated')  # it has no pixels, but its size is not what is wrong
+
+
+@pytest.mark.parametrize('extra', [
+    chunk(b'eXIf', b'\0\x08\0\2\1\x12\0\3'), chunk(b'iCCP', b'icc\0\0' + zlib.compress(bytes(2_000_000))),
+    chunk(b'zTXt', b'workflow\0\0' + zlib.compress(b'{"a": 1} ' * 300_000)), b'\0\0\0\x09tEXtComment\0h' + bytes(4),
+    b'\0\0\0\4eXIfabcd' + bytes(4)], ids=['exif', 'profile', 'text', 'checksum', 'checksum of exif'])
+def test_damaged_metadata_costs_no_pixels(saved, extra):
+  content = encoded(PICTURE, 'PNG')
+  np.testing.assert_array_equal(saved(content[:33] + extra + content[33:], 'odd.png'), RGB)  # after the header
+
+
+def test_damaged_pixels_are_refused(saved):
+  content = bytearray(encoded(PICTURE, 'PNG'))
+  content[content.index(b'IDAT') + 8] ^= 1
+  refused(saved, bytes(content), 'cannot be used as an image')
+
+
+def test_other_tags_of_exif_may_be_damaged(saved):
+  entries = (0x0112, 3, 1, b'\6\0\0\0'), (0x0128, 2, 4, b'xyz\0')  # orientation; a unit that is text
+  exif = b'Exif\0\0II*\0\x08\0\0\0' + struct.pack('<H', 2) + b''.join(
+      struct.pack('<HHI4s', *entry) for entry in entries) + bytes(4)
+  jpeg = encoded(Image.new('RGB', (16, 8)), 'JPEG')
+  content = jpeg[:2] + b'\xff\xe1' + struct.pack('>H', len(exif) + 2) + exif + jpeg[2:]
+  assert saved(content, 'odd.jpg').shape == (16, 8, 3)
+
+
+@pytest.mark.parametrize('size', [(20_000, 9_000), (100_000, 100_000)])
 def test_absurd_sizes_are_refused_before_decoding(saved, size, monkeypatch):
   monkeypatch.setattr(Image.Image, 'load', lambda self: pytest.fail('it was decoded'))
   refused(saved, png_header(*size), f'{size[0] * size[1]} pixels.* exceeds limit')
@@ -261,10 +290,13 @@ def test_find_files(tmp_path):
     (tmp_path / name).touch()
   (tmp_path / 'loop').symlink_to(tmp_path)
   (tmp_path / 'link.png').symlink_to(tmp_path / '.hidden')
-  found = [file.relative_to(tmp_path).as_posix() for file in find_files(tmp_path)]
+  (tmp_path / 'gone.png').symlink_to(tmp_path / 'nothing')
+  found = [file.relative_to(tmp_path).as_posix() for file in find_files(tmp_path)[0]]
   assert found == ['a/b/[d]*.png', 'a/c.txt', 'b.png', 'link.png']
-  assert find_files(str(tmp_path / 'b.png')) == [tmp_path / 'b.png']
-  assert len(find_files(tmp_path / '.git')) == 1  # named by the user, it is not hidden
+  assert find_files(tmp_path)[1] == {tmp_path / 'gone.png': 'a link to nothing',
+                                     tmp_path / 'loop': 'a link to a folder: name that folder instead'}
+  assert find_files(str(tmp_path / 'b.png'))[0] == [tmp_path / 'b.png']
+  assert len(find_files(tmp_path / '.git')[0]) == 1  # named by the user, it is not hidden
   (tmp_path / 'empty').mkdir()
   for name, why in (('none', 'does not exist'), ('empty', 'holds no files')):
     with pytest.raises(InputError, match=f'{name} {why}'):

@@ -106,3 +106,20 @@ def test_without_files_the_first_images_of_the_evaluated_split(make_run, split, 
   assert inputs.keys() == {'image', 'low_res', 'label'}
   for name, values in inputs.items():
     np.testing.assert_array_equal(values, [source[i][name] for i in range(expected)])
+
+
+def test_files_of_a_folder_that_are_no_images_are_left_out(make_run, tmp_path, capsys):
+  pictures = write(tmp_path, (32, 32, 3), (32, 32, 3))
+  (tmp_path / '0.db').write_bytes(b'\xd0\xcf\x11\xe0')  # before the pictures
+  (tmp_path / 'gone.png').symlink_to(tmp_path / 'nothing')
+  np.testing.assert_array_equal(read_inputs(make_run(), tmp_path, 2)['image'], pictures)
+  said = capsys.readouterr().err
+  assert f'Warning: {tmp_path}/0.db is not a PNG, JPEG or WebP image, and left out.' in said
+  assert f'Warning: {tmp_path}/gone.png is a link to nothing, and left out.' in said
+  for name in ('0.db', 'none'):
+    with pytest.raises(InputError, match=name):
+      read_inputs(make_run(), tmp_path / name, 0)
+  for name in ('0.png', '1.png'):
+    (tmp_path / name).unlink()
+  with pytest.raises(InputError, match='holds no images that can be used'):
+    read_inputs(make_run(), tmp_path, 0)

@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -161,6 +162,19 @@ def test_completing_images_of_the_split_and_of_a_folder(call, digits, photos):
   assert drawn['label'].tolist() == [7, 7]
 
 
+def test_inputs_of_one_name_give_pictures_of_their_own(call, digits, tmp_path):
+  names = ['a/photo.png', 'b/photo.png', 'b/photo.jpg', f'{"q" * 240}.png']
+  found = []
+  for i, name in enumerate(names):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    Image.new('RGB', (8, 8), (60 * i, 0, 0)).save(tmp_path / name)
+    code, printed = call('--mode=complete', f'--workdir={digits}', '--keep=4', '--num_samples=1', '--labels=1',
+                         f'--input={tmp_path / name}')
+    assert code == 0, printed
+    found += written(printed, '.png')
+  assert len(set(found)) == 4 and all(path.exists() for path in found)
+
+
 def test_enlarging_images_of_the_split_and_of_a_folder(call, superres, photos):
   assert (superres / 'samples' / '0000003.png').exists()
   arguments = '--mode=superres', f'--workdir={superres}', '--num_samples=2', '--npz'
@@ -199,7 +213,8 @@ def test_pictures_of_what_a_model_sees_used_and_found_surprising(call, digits, p
   for arguments, name in [
       ('--kind=memory --position=2,3', 'memory_row2_column3'),
       ('', '0000003_attention_test_row4_column4'),
-      (f'--input={photos / "1.png"} --labels=3 --position=7,7', '0000003_attention_1_row7_column7'),
+      (f'--input={photos / "1.png"} --labels=3 --position=7,7', 
+       f'0000003_attention_1-{zlib.crc32(bytes(photos / "1.png")):08x}_row7_column7'),
       ('--kind=bits --num_inputs=3', '0000003_bits_test_3'), ('--kind=curves', 'curves')]:
     code, printed = call('--mode=picture', f'--workdir={digits}', *arguments.split())
     assert code == 0 and written(printed, '.png') == [digits / 'pictures' / f'{name}.png'], printed

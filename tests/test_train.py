@@ -18,7 +18,8 @@ from image_transformer.library import load
 from image_transformer.model import make_model
 from image_transformer.optimizers import learning_rate, make_optimizer
 from image_transformer.state import init_state
-from image_transformer.training import Trainer, make_train_step
+from image_transformer.training import Trainer
+from image_transformer.training_step import make_train_step
 
 
 @pytest.fixture(scope='module')

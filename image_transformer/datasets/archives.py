@@ -4,12 +4,13 @@ from collections.abc import Iterable, Iterator
 import pathlib
 from typing import Any
 
+from image_transformer.datasets.local import Local
 from image_transformer.errors import InputError, MissingDataError
 
 Examples = Iterator[tuple[Any, dict[str, Any]]]
 
 
-class FromArchives:
+class FromArchives(Local):
   """For a TFDS builder to inherit from, before TFDS's own class."""
 
   title: str  # of the dataset, for people

@@ -20,6 +20,7 @@ from PIL import Image
 from tensorflow_datasets.image_classification import cifar
 import tqdm
 
+from image_transformer.datasets.local import Local
 from image_transformer.errors import InputError, MissingDataError
 
 SIZES = {'train': 50_000, 'test': 10_000}
@@ -30,7 +31,7 @@ _TIMEOUT = 10  # seconds without an answer
 _RECORD = 1 + 3 * 32 * 32  # bytes: the label, then the red, green and blue planes
 
 
-class Cifar10(cifar.Cifar10, skip_registration=True):
+class Cifar10(Local, cifar.Cifar10, skip_registration=True):
   """The stock builder, fed from `data_dir/cifar-10-binary.tar.gz`.
 
   `download_and_prepare` raises MissingDataError if the archive is not available,

@@ -12,11 +12,13 @@ import numpy as np
 from PIL import Image
 import tensorflow_datasets as tfds
 
+from image_transformer.datasets.local import Local
+
 _DATA = pathlib.Path(__file__).with_name('digits.npz')
 SIZES = {'train': 1_500, 'test': 297}
 
 
-class ImageTransformerDigits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class ImageTransformerDigits(Local, tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """Fixed random splits `train` (1,500) and `test` (297).
 
   `id` is the image's row in `load_digits`, such as 'digits_0042'.

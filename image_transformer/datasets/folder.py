@@ -19,7 +19,8 @@ import tqdm
 
 from image_transformer import images
 from image_transformer.config import FolderConfig, ImageSpec
-from image_transformer.errors import InputError, MissingDataError
+from image_transformer.datasets.local import Local
+from image_transformer.errors import InputError, MissingDataError, one_line
 
 SPLITS = ('train', 'test')
 _MAX_LINES = 20  # of the summary, when it is printed
@@ -36,7 +37,7 @@ def settings(folder: FolderConfig) -> Settings:
   if folder.path:  # '' must not become the working directory
     folder = dataclasses.replace(folder, path=str(epath.Path(folder.path).expanduser().resolve()))
   digest = hashlib.sha256(json.dumps(dataclasses.asdict(folder), sort_keys=True).encode()).hexdigest()
-  name = re.sub(r'[^\w-]+', '_', epath.Path(folder.path).name) or 'images'
+  name = re.sub(r'[^\w-]+', '_', epath.Path(folder.path).name)[:60] or 'images'
   return Settings(name=f'{name}-{digest[:8]}', folder=folder)
 
 
@@ -48,10 +49,10 @@ def spec(folder: FolderConfig) -> ImageSpec:
 def note(builder: tfds.core.DatasetBuilder) -> str:
   counts = ' and '.join(f'{split.num_examples:,} {name}' for name, split in builder.info.splits.items())
   return (f'{counts or "no"} images of {builder.builder_config.folder.path}, kept in {builder.data_path}; '
-          'to prepare them again, delete that directory')
+          'to read the folder again, set another data_dir')
 
 
-class ImageTransformerFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class ImageTransformerFolder(Local, tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """`id`: the path below the folder; `summary.txt` beside the records names what was left out, and why.
 
   `download_and_prepare` raises MissingDataError if there is no folder, InputError if it has too few usable images.
@@ -91,19 +92,21 @@ class ImageTransformerFolder(tfds.core.GeneratorBasedBuilder, skip_registration=
     """Spools the usable images, and sets `_splits`, {split: [(digest, id, position in the spool)]}, and `_summary`."""
     folder = self.builder_config.folder
     try:
-      files, kept, left_out = images.find_files(folder.path), {}, []
+      files, unseen = images.find_files(folder.path)
     except InputError as error:
       raise InputError(f'folder.path: {error}') from error
+    # Names need not be Unicode, but text in a dataset must be.
+    name_of = lambda file: str(file.relative_to(folder.path)).encode(errors='replace').decode()
+    kept, left_out = {}, [f'  {name_of(file)}: {reason}' for file, reason in unseen.items()]
     for file in tqdm.tqdm(files, desc='reading images', disable=None):
-      # Names need not be Unicode, but text in a dataset must be.
-      name = str(file.relative_to(folder.path)).encode(errors='replace').decode()
+      name = name_of(file)
       try:
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        if digest in kept:  # a duplicate could be in both splits
-          raise InputError(f'the same file as {kept[digest][0]}')
         image = images.fit(images.read_image(file, channels=3), *folder.size, crop=folder.crop)
+        digest = hashlib.sha256(image.tobytes()).hexdigest()
+        if digest in kept:  # a duplicate could be in both splits
+          raise InputError(f'the same picture as {kept[digest][0]}')
       except (InputError, OSError) as error:
-        left_out.append(f'  {name}: {str(error).removeprefix(f"{file} ")}')
+        left_out.append(f'  {name}: {str(error).removeprefix(one_line(f"{file} "))}')
         continue
       self._spool.write(image.tobytes())
       kept[digest] = name, len(kept)
@@ -115,8 +118,9 @@ class ImageTransformerFolder(tfds.core.GeneratorBasedBuilder, skip_registration=
     ordered = [(digest, *kept[digest]) for digest in sorted(kept)]
     num_test = min(max(round(folder.test_fraction * len(kept)), 1), len(kept) - 1)
     self._splits = {'train': ordered[num_test:], 'test': ordered[:num_test]}
-    self._summary = [f'{folder.path}: {len(kept)} of {len(files)} files are used, {len(kept) - num_test} to train and '
-                     f'{num_test} to test with' + ('; left out:' if left_out else '.'), *left_out]
+    self._summary = [*map(one_line, [
+        f'{folder.path}: {len(kept)} of {len(files)} files are used, {len(kept) - num_test} to train and '
+        f'{num_test} to test with' + ('; left out:' if left_out else '.'), *left_out])]
 
   def _split_generators(self, dl_manager):
     (self.data_path / 'summary.txt').write_text('\n'.join(self._summary) + '\n')

@@ -13,6 +13,7 @@ from PIL import Image
 import tensorflow_datasets as tfds
 
 from image_transformer.config import ImageSpec
+from image_transformer.datasets.local import Local
 
 NUM_TRAIN, NUM_EVAL = 256, 64
 
@@ -27,7 +28,7 @@ def settings(name: str, spec: ImageSpec, splits: Iterable[str]) -> Settings:
   return Settings(name=f'{name}_{spec.height}x{spec.width}', spec=spec, splits=tuple(splits))
 
 
-class ImageTransformerGenerated(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class ImageTransformerGenerated(Local, tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """256 images in `train`, 64 in each other split, always the same."""
 
   VERSION = tfds.core.Version('1.0.0')

@@ -60,11 +60,11 @@ def check_data(config: Config) -> tuple[int | None, int | None]:
   dataset = _dataset(config)
   with _errors_in_one_line(config, dataset):
     builder = _builder(dataset, config)
-    counts = tuple(_expected(config, dataset, builder, split) for split in (config.train.split, config.eval.split))
-  if counts[1] is not None:
-    check(config.eval.num_images <= counts[1], 'eval.num_images', config.eval.num_images,
-          f'at most {counts[1]}, the size of {config.eval.split}')
-  return counts
+    train, test = (_expected(config, dataset, builder, split) for split in (config.train.split, config.eval.split))
+  if test is not None:
+    check(config.eval.num_images <= test, 'eval.num_images', config.eval.num_images,
+          f'at most {test}, the size of {config.eval.split}')
+  return train, test
 
 
 def open_split(config: Config, split: str) -> Sequence[dict[str, Any]]:

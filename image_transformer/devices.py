@@ -60,7 +60,7 @@ def available() -> bool:
     return False
 
 
-def pmap(function: Callable, **kwargs) -> Callable:
+def pmap(function: Callable, **kwargs) -> Any:
   """`jax.pmap` with the named axis over which gradients are averaged."""
   return jax.pmap(function, axis_name=AXIS, **kwargs)
 

@@ -165,7 +165,7 @@ _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: 
 
 
 def _without_metadata(content: bytes) -> bytes:
-  """A PNG with only the chunks that determine its pixels, since PIL refuses a file for others; anything else as it is."""
+  """A PNG with only the parts that determine its pixels, since PIL refuses files for others; any other file."""
   if not content.startswith(_PNG):
     return content
   kept, position = [_PNG], len(_PNG)
@@ -184,7 +184,7 @@ def _without_metadata(content: bytes) -> bytes:
 
 def _pixels(image: Image.Image, channels: int) -> np.ndarray:
   with contextlib.suppress(Exception):  # damaged EXIF can raise anything
-    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     image = image.transpose(turn) if turn is not None else image
   if image.mode.startswith('I'):  # 16-bit grey, which PIL would clip to 8 bits
     values = np.array(image, np.int32)

@@ -68,7 +68,8 @@ class Progress:
   """
 
   def __init__(self, what: str, unit: str, total: int, keep: bool = False):
-    self._what, self._unit, self._total, self._keep, self._shown = what, unit, total, keep, None
+    self._what, self._unit, self._total, self._keep = what, unit, total, keep
+    self._shown: _Bar | _Lines | None = None
 
   def update(self, done: int, text: str = '') -> None:
     """Shows that so many of all are done, and a text about them."""

@@ -285,15 +285,16 @@ def dry_run(config: Config | Mapping[str, Any], workdir: os.PathLike | str) -> s
   Raises:
     InputError: as `train`, as far as it can be told without opening the data.
   """
-  config, folder, model = _check(config, workdir)
+  checked, folder, model = _check(config, workdir)
   start = max(saved_steps(folder), default=0)
-  lines = [summary(config, model, *data.check_data(config), start, folder)]
-  megaflops = training_flops(model) * config.train.batch_size / 1e6
-  lines.append(f'step      {megaflops:,.0f} MFLOP; {step_memory(config, model) / 2**30:.2f} GiB on each device')
+  lines = [summary(checked, model, *data.check_data(checked), start, folder)]
+  megaflops = training_flops(model) * checked.train.batch_size / 1e6
+  lines.append(f'step      {megaflops:,.0f} MFLOP; {step_memory(checked, model) / 2**30:.2f} GiB on each device')
   return '\n'.join(lines)
 
 
-def _check(config, workdir):
+def _check(config: Config | Mapping[str, Any],
+           workdir: os.PathLike | str) -> tuple[Config, epath.Path, ImageTransformer]:
   """The configuration, folder and model, checked before data are prepared."""
   config = config if isinstance(config, Config) else from_dict(dict(config))
   folder = epath.Path(workdir).expanduser()

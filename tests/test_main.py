@@ -213,7 +213,7 @@ def test_pictures_of_what_a_model_sees_used_and_found_surprising(call, digits, p
   for arguments, name in [
       ('--kind=memory --position=2,3', 'memory_row2_column3'),
       ('', '0000003_attention_test_row4_column4'),
-      (f'--input={photos / "1.png"} --labels=3 --position=7,7', 
+      (f'--input={photos / "1.png"} --labels=3 --position=7,7',
        f'0000003_attention_1-{zlib.crc32(bytes(photos / "1.png")):08x}_row7_column7'),
       ('--kind=bits --num_inputs=3', '0000003_bits_test_3'), ('--kind=curves', 'curves')]:
     code, printed = call('--mode=picture', f'--workdir={digits}', *arguments.split())

@@ -12,7 +12,7 @@ class Local:
   @property
   def info(self) -> Any:
     """See TFDS."""
-    info = super().info
+    info = super().info  # type: ignore[misc]
     info.initialize_from_bucket = _nothing
     return info
 

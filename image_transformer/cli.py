@@ -15,6 +15,7 @@ the run's configuration from its workdir; a --config given as well must be of th
 that do not define the run. Bad input is reported in one line, with exit code 2.
 """
 
+import dataclasses
 import logging
 import os
 import re
@@ -116,6 +117,9 @@ def _load() -> Run:
   runs.read_config(_workdir())  # before data are prepared
   runs.read_num_train_images(_workdir())  # so that a damaged file fails before the slow part
   config = _given_config()
+  if config:  # how long it was trained is not asked here
+    steps = runs.read_config(_workdir()).train.steps
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
   run = load(_workdir(), config and data.with_stand_in(config), _AVERAGE.value)
   if _MODE.value in ('eval', 'superres') and data.note(run.config):
     print(data.note(run.config))

@@ -72,6 +72,10 @@ class Condition:
     """Columns of images [N, H, W, C] to show before the samples in a picture."""
     return []
 
+  def captions(self, values: np.ndarray) -> list[str]:
+    """Short texts to write below samples; none if there is nothing to say."""
+    return []
+
   def parse(self, words: Sequence[str]) -> np.ndarray:
     """Parses words typed by the user into values [words, *shape].
 

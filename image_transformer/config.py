@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from image_transformer.errors import InputError
+from image_transformer.errors import InputError, shown
 
 _MAX_COUNT = 2**31 - 1  # steps are counted in int32
 _MAX_BATCH = _MAX_WIDTH = 1_000_000  # far more than any machine has memory for
@@ -25,15 +25,6 @@ def check(condition: object, field: str, value: Any, need: str) -> None:
   """Raises InputError naming `field`, its value and what it must be."""
   if not condition:
     raise InputError(f'{field} is {shown(value)}, but must be {need}.')
-
-
-def shown(value: Any) -> str:
-  """The text of a value for a message, shortened if it is long."""
-  try:
-    text = repr(value)
-  except ValueError:  # Python does not print integers of more than 4300 digits
-    return 'an integer of thousands of digits'
-  return text if len(text) <= 200 else f'{text[:100]}...{text[-50:]}'
 
 
 def _check_ranges(prefix: str, config: Any, need: str, test, *fields: str) -> None:
@@ -269,6 +260,8 @@ class Config:
   dataset: str = 'cifar10'  # a name in image_transformer/datasets
   # If the dataset is not available, train on generated images of its shape instead. Not a result.
   stand_in: bool = False
+  # The workdir of a run of the same network: training starts from its parameters. '': from random ones.
+  init_from: str = ''
   folder: FolderConfig = FolderConfig()
   model: ModelConfig = ModelConfig()
   train: TrainConfig = TrainConfig()

@@ -16,9 +16,9 @@ import tensorflow_datasets as tfds
 
 from image_transformer.batching import keep_in_memory
 from image_transformer.conditions import Condition
-from image_transformer.config import Config, ImageSpec, check, shown
+from image_transformer.config import Config, ImageSpec, check
 from image_transformer.datasets import DATASETS, Dataset, stand_in
-from image_transformer.errors import InputError, MissingDataError
+from image_transformer.errors import InputError, MissingDataError, shown
 from image_transformer.images import area_resize
 from image_transformer.model import make_conditions
 

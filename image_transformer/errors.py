@@ -1,8 +1,18 @@
 """Errors that end a run, each with a one-line message for the user."""
 
 import re
+from typing import Any
 
 from absl import flags
+
+
+def shown(value: Any) -> str:
+  """The text of a value for a message, shortened if it is long."""
+  try:
+    text = repr(value)
+  except ValueError:  # Python does not print integers of more than 4300 digits
+    return 'an integer of thousands of digits'
+  return text if len(text) <= 200 else f'{text[:100]}...{text[-50:]}'
 
 
 def one_line(text: str) -> str:

@@ -50,12 +50,16 @@ class Label(Condition):
     return np.int32(example['label'])
 
   def default(self, num_images):
-    """Rows of one class each, so that all classes appear; with fewer images than classes, they are spread evenly."""
+    """Rows of one class each, if that comes out even; with fewer images than classes, they are spread evenly."""
     classes = self.num_values
     if num_images < classes:
       return np.arange(num_images) * classes // num_images, square(num_images)
     columns = num_images // classes
-    return np.arange(num_images) // columns % classes, columns
+    labels = np.arange(num_images) // columns % classes
+    return labels, square(num_images) if num_images % classes else columns
+
+  def captions(self, values):
+    return [str(value) for value in values]
 
   def parse(self, words):
     good = words and all(re.fullmatch(r'\d{1,9}', word) and int(word) < self.num_values for word in words)

@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from image_transformer.model import ImageTransformer
 
 _MAX_STRIPS = 32  # rows; a larger picture would be too big to open
 
 
-def grid(images: np.ndarray, levels: int, columns: int, height: int = 640) -> np.ndarray:
+def grid(images: np.ndarray, levels: int, columns: int, height: int = 640, captions: Sequence[str] = ()) -> np.ndarray:
   """Arranges images in a grid on a dark background.
 
   Args:
@@ -19,6 +19,7 @@ def grid(images: np.ndarray, levels: int, columns: int, height: int = 640) -> np
     levels: intensities are stretched to the range of bytes.
     columns: images in a row.
     height: of the picture, roughly; small images are magnified by an integer factor to reach it.
+    captions: texts to write below the images, if any.
 
   Returns:
     uint8 [height, width, 3].
@@ -28,12 +29,25 @@ def grid(images: np.ndarray, levels: int, columns: int, height: int = 640) -> np
   bytes_ = np.round(images * (255 / (levels - 1))).astype(np.uint8)
   scale = max(height // (rows * image_height), 1)
   bytes_ = np.broadcast_to(bytes_, (*images.shape[:3], 3)).repeat(scale, axis=1).repeat(scale, axis=2)
-  cell_height, cell_width = image_height * scale + gap, image_width * scale + gap
+  text_height = 12 if captions else 0
+  cell_height, cell_width = image_height * scale + text_height + gap, image_width * scale + gap
   sheet = np.full((rows * cell_height + gap, columns * cell_width + gap, 3), 32, np.uint8)
   for i, image in enumerate(bytes_):
     top, left = i // columns * cell_height + gap, i % columns * cell_width + gap
-    sheet[top:top + cell_height - gap, left:left + cell_width - gap] = image
-  return sheet
+    sheet[top:top + image_height * scale, left:left + cell_width - gap] = image
+  if not captions:
+    return sheet
+  picture = Image.fromarray(sheet)
+  for i, caption in enumerate(captions):
+    corner = i % columns * cell_width + gap + 1, (i // columns + 1) * cell_height - text_height
+    ImageDraw.Draw(picture).text(corner, caption, fill='white')
+  return np.array(picture)
+
+
+def grid_of(model: ImageTransformer, given: Mapping[str, np.ndarray], images: np.ndarray, columns: int) -> np.ndarray:
+  """A grid of samples [N, H, W, C] with captions of what they were given, [N, ...] each; see `grid`."""
+  texts = [texts for name, condition in model.conditions.items() if (texts := condition.captions(given[name]))]
+  return grid(images, model.spec.levels, columns, captions=[' '.join(words) for words in zip(*texts)])
 
 
 def strips(columns: Sequence[np.ndarray], levels: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from etils import epath
 import numpy as np
 
 from image_transformer import pictures
-from image_transformer.config import shown
+from image_transformer.errors import shown
 from image_transformer.library import Run
 from image_transformer.metrics import (
   Evaluation,

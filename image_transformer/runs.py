@@ -16,8 +16,8 @@ import numpy as np
 from image_transformer import config as config_lib
 from image_transformer import devices
 from image_transformer.checkpoints import Checkpoints, saved_steps
-from image_transformer.config import Config, check, flatten, shown
-from image_transformer.errors import InputError
+from image_transformer.config import Config, check, flatten
+from image_transformer.errors import InputError, shown
 from image_transformer.model import ImageTransformer
 from image_transformer.optimizers import make_optimizer
 from image_transformer.state import init_state
@@ -124,6 +124,10 @@ def _check_free(workdir, config):
 def check_same_run(workdir: epath.PathLike, old: Config, new: Config) -> None:
   """Raises InputError if a configuration defines another run than the one in the workdir."""
   changed = [f'{field} ({there} there, {here} here)' for field, (there, here) in differences(old, new).items()]
+  if list(differences(old, new)) == ['train.steps']:
+    raise InputError(f'train.steps is {new.train.steps}, but the run in {workdir} trains {old.train.steps} steps, at '
+                     'the last of which its cosine schedule lowers the learning rate to 0: give the same number, or '
+                     f'train on from its parameters in another workdir, with init_from={workdir}.')
   if changed:
     raise InputError(f'{workdir} holds another run: {", ".join(changed)}. Choose another workdir.')
 

@@ -49,7 +49,7 @@ class Task:
       images, log_probs = run.draw(number, given, temperature, self.seed)
       arrays = {'images': images, 'log_probs': log_probs, **given} if self.npz else None
       reports.write_drawing(run, self._name('', (number,)), temperature,
-                            pictures.grid(images, run.model.spec.levels, columns), arrays)
+                            pictures.grid_of(run.model, given, images, columns), arrays)
 
   def complete(self, rows: int) -> None:
     """Keeps the first rows of inputs, draws the rest, and writes rows of: what was given | samples | original."""

@@ -18,9 +18,9 @@ from image_transformer.conditions import default_given
 from image_transformer.config import Config, check, from_dict
 from image_transformer.errors import InputError, RunError
 from image_transformer.evaluate import make_evaluator
-from image_transformer.library import Run
+from image_transformer.library import Run, load
 from image_transformer.metrics import Evaluation, MetricsLog, bits_per_dim, training_seconds
-from image_transformer.model import ImageTransformer, make_model
+from image_transformer.model import ImageTransformer, init_params, make_model
 from image_transformer.optimizers import learning_rate, make_optimizer
 from image_transformer.progress import Progress
 from image_transformer.reports import write_evaluation
@@ -74,11 +74,22 @@ class Trainer:
     if step is not None and trained_on not in (None, here):
       raise InputError(f'{config.dataset} {config.train.split} holds {here} images here, but the run in {workdir} was '
                        f'trained on {trained_on}: use the data_dir that it started with, or another workdir.')
+    self._first_params = self._params_of(config.init_from) if config.init_from and step is None else None
     self._optimizer = make_optimizer(config.optimizer, config.train.steps)
     self._rate = learning_rate(config.optimizer, config.train.steps)
     self._step = devices.pmap(make_train_step(self.model, self._optimizer, config), donate_argnums=0)
     self._evaluate = make_evaluator(self.model, config.eval.batch_size)
     self._draw = make_sampler(self.model, config.sample.batch_size)
+
+  def _params_of(self, workdir):
+    """The parameters of another run, if they fit this model."""
+    other = load(workdir)
+    shapes = [{jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+              for params in (other.variables['params'], jax.eval_shape(lambda: init_params(self.model, 0)))]
+    for name in sorted(shapes[0].keys() | shapes[1].keys()):
+      there, here = (shape.get(name) for shape in shapes)
+      check(there == here, 'init_from', workdir, f'a run of the same network, but {name} is {there} there, {here} here')
+    return other.variables['params']
 
   def run(self) -> tuple[Any, Evaluation]:
     """Trains to `config.train.steps`, then draws samples and evaluates in full.
@@ -100,16 +111,17 @@ class Trainer:
       raise InputError('The processes have different configurations, images or checkpoints: give all of them the same '
                        f'command, the same data and one workdir that they share ({self.workdir} here).')
     write_num_train_images(self.workdir, len(self.train_source))
-    if devices.is_first():
-      start = max(saved_steps(self.workdir), default=0)
-      print(summary(self.config, self.model, len(self.train_source), len(self.eval_source), start, self.workdir))
-      print('compiling the first step', flush=True)
     with Checkpoints(self.workdir, train.keep_checkpoints, train.checkpoint_every) as self._checkpoints:
       new_state = functools.partial(init_state, self.model, self._optimizer, self.config)
       state = next(self._checkpoints.restore(jax.eval_shape(new_state)), None)
       if state is None:
         state = new_state()
+        if self._first_params is not None:
+          state = state.replace(params=self._first_params, ema_params=state.ema_params and self._first_params)
       start = int(state.step)
+      if devices.is_first():
+        print(summary(self.config, self.model, len(self.train_source), len(self.eval_source), start, self.workdir))
+        print('compiling the first step', flush=True)
       self._checkpoints.set_aside_after(start)
       self._begin_logs(start)
       batches = batching.train_batches(
@@ -233,7 +245,7 @@ class Trainer:
     given, columns = default_given(model.conditions, number)
     if given.keys() == model.conditions.keys():
       images, _ = draw(number, given, self.config.sample.temperature)
-      picture = pictures.grid(images, model.spec.levels, columns)
+      picture = pictures.grid_of(model, given, images, columns)
     else:  # conditions without defaults come from the evaluation split
       number = min(number, len(self.eval_source))
       inputs = batching.first_examples(self.eval_source, number)
@@ -297,6 +309,8 @@ def _check(config: Config | Mapping[str, Any],
            workdir: os.PathLike | str) -> tuple[Config, epath.Path, ImageTransformer]:
   """The configuration, folder and model, checked before data are prepared."""
   config = config if isinstance(config, Config) else from_dict(dict(config))
+  if config.init_from and '://' not in config.init_from:
+    config = dataclasses.replace(config, init_from=os.path.abspath(os.path.expanduser(config.init_from)))
   folder = epath.Path(workdir).expanduser()
   model = check_config(config)
   if jax.process_count() == 1:  # another process may have begun to write there already

@@ -139,13 +139,13 @@ def test_an_evaluation_of_another_split_has_its_own_file(call, digits, superres)
 
 
 def test_a_run_on_generated_images_is_evaluated_by_the_command_that_made_it(call, tmp_path):
-  arguments = ['--config=configs/folder.py:smoke', f'--config.data_dir={tmp_path}', f'--workdir={tmp_path / "run"}',
-               '--config.model.num_layers=1', '--config.train.steps=1', '--config.eval.num_images=2',
+  arguments = ['--config=configs/imagenet32_1d.py:smoke', f'--config.data_dir={tmp_path}',
+               f'--workdir={tmp_path / "run"}', '--config.model.num_layers=1', '--config.train.steps=1', '--config.eval.num_images=2',
                '--config.sample.num_images=1']
   code, printed = call(*arguments)
   assert code == 0 and 'training on generated images' in printed and 'not a result' in printed, printed
   code, printed = call('--mode=eval', *arguments)
-  assert code == 0 and load(tmp_path / 'run' / 'results.json')['dataset'] == 'generated_folder', printed
+  assert code == 0 and load(tmp_path / 'run' / 'results.json')['dataset'] == 'generated_imagenet32_old', printed
   code, printed = call('--mode=table', f'--workdir={tmp_path}')
   assert code == 0 and f'generated images: {tmp_path / "run"}' in printed
 
@@ -235,6 +235,17 @@ def test_the_table_of_runs(call, digits, superres):
   lines = [line for line in csv.DictReader(printed.splitlines()) if line['table'] == 'Other runs']
   for path in [*digits.glob('results.json'), *digits.glob('results_average*.json'), superres / 'results.json']:
     assert (str(path.parent), str(load(path)['bits_per_dim'])) in [(line['row'], line['ours']) for line in lines]
+
+
+def test_a_folder_without_a_path_is_not_replaced_by_generated_images(call, tmp_path):
+  code, printed = call('--config=folder:smoke', f'--config.data_dir={tmp_path}', f'--workdir={tmp_path / "run"}')
+  assert code == 2 and 'folder.path is not set' in printed and not (tmp_path / 'run').exists()
+
+
+def test_evaluating_does_not_care_for_how_long_a_configuration_trains(call, digits, data_dir):
+  arguments = ['--mode=eval', f'--workdir={digits}', *TINY, f'--config.data_dir={data_dir}']
+  code, printed = call(*arguments, '--config.train.steps=77', '--config.optimizer.schedule=cosine')
+  assert code == 0 and 'step 3.' in printed, printed
 
 
 @pytest.mark.parametrize('run, arguments, says', [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from helpers import CASES, given_for, make_case
-from image_transformer import devices
+from image_transformer import devices, pictures
 from image_transformer.conditions import default_given
 from image_transformer.sampling import make_sampler, sample
 
@@ -79,8 +79,19 @@ def test_at_low_temperature_the_seed_does_not_matter(drawing):
 def test_labels_that_nobody_gives_are_rows_of_classes():
   model, _ = make_case('2d_ragged_classes')  # three classes
   for number, labels, columns in [(1, [0], 1), (2, [0, 1], 2), (3, [0, 1, 2], 1), (6, [0, 0, 1, 1, 2, 2], 2),
-                                  (7, [0, 0, 1, 1, 2, 2, 0], 2)]:
+                                  (7, [0, 0, 1, 1, 2, 2, 0], 3)]:
     given, found = default_given(model.conditions, number)
     assert given['label'].tolist() == labels and found == columns
   model, _ = make_case('2d_categorical')
   assert default_given(model.conditions, 10) == ({}, 4)
+
+
+def test_a_grid_of_a_class_each_says_which():
+  model, _ = make_case('2d_ragged_classes')
+  images = np.zeros((7, *model.spec.shape), np.uint8)
+  given, columns = default_given(model.conditions, 7)
+  plain = pictures.grid(images, model.spec.levels, columns)
+  captioned = pictures.grid_of(model, given, images, columns)
+  assert captioned.shape[1] == plain.shape[1] and captioned.shape[0] - plain.shape[0] == 3 * 12
+  rows = np.array_split(captioned.max(axis=(1, 2)) > 200, 3)
+  assert all(row.any() for row in rows) and plain.max() < 200, 'text below each row of images'

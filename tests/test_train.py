@@ -1,5 +1,6 @@
 """Training resumes bit for bit after a restart, learns, and stops at what is not finite."""
 
+import dataclasses
 import itertools
 import json
 
@@ -18,7 +19,7 @@ from image_transformer.library import load
 from image_transformer.model import make_model
 from image_transformer.optimizers import learning_rate, make_optimizer
 from image_transformer.state import init_state
-from image_transformer.training import Trainer
+from image_transformer.training import Trainer, train
 from image_transformer.training_step import make_train_step
 
 
@@ -234,6 +235,32 @@ def test_learning_rate_schedules():
     np.testing.assert_allclose(paper(s), want, rtol=1e-5)
   cosine = learning_rate(config_lib.OptimizerConfig(learning_rate=2.0, warmup_steps=100, schedule='cosine'), 1000)
   np.testing.assert_allclose([cosine(49), cosine(549), cosine(999)], [1.0, 1.0, 0.0], atol=1e-6)
+
+
+def test_a_cosine_run_cannot_be_made_longer_but_trained_on(make_config, tmp_path):
+  cosine = lambda steps: make_config(optimizer={'schedule': 'cosine'}, train={'steps': steps, 'eval_every': 0})
+  leave_run(tmp_path / 'run', cosine(4), steps=(4,))
+  with pytest.raises(InputError, match='train.steps is 9.* trains 4 steps.*in another workdir, with init_from='):
+    train(cosine(9), tmp_path / 'run')
+  more = train(dataclasses.replace(cosine(9), init_from=str(tmp_path / 'run')), tmp_path / 'more')
+  assert more.step == 9 and more.config.init_from == str(tmp_path / 'run')
+
+
+def test_training_starts_from_the_parameters_of_another_run(make_config, tmp_path, monkeypatch):
+  leave_run(tmp_path / 'run', make_config(), steps=(2, 4))
+  monkeypatch.chdir(tmp_path)
+  config = dataclasses.replace(make_config(train={'steps': 1, 'ema_decay': 0.0}, optimizer={'learning_rate': 1e-30}),
+                               init_from='run')
+  started = train(config, 'started')
+  jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-20), started.variables,
+               load('run').variables)
+  (tmp_path / 'run').rename(tmp_path / 'moved')
+  assert train(config, 'started').step == 1, 'once begun, it needs the other run no more'
+  for init_from, says in [('moved', 'init_from is .*moved.* of the same network, but .* is .* there'),
+                          ('none', 'config.json')]:
+    with pytest.raises(InputError, match=says):
+      train(dataclasses.replace(make_config(model={'hidden_size': 32}), init_from=init_from), tmp_path / 'other')
+  assert not (tmp_path / 'other').exists()
 
 
 def test_a_run_does_not_go_on_with_other_images(make_config, tmp_path, data_dir):

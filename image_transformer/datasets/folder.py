@@ -20,7 +20,7 @@ import tqdm
 from image_transformer import images
 from image_transformer.config import FolderConfig, ImageSpec
 from image_transformer.datasets.local import Local
-from image_transformer.errors import InputError, MissingDataError, one_line
+from image_transformer.errors import InputError, one_line
 
 SPLITS = ('train', 'test')
 _MAX_LINES = 20  # of the summary, when it is printed
@@ -55,7 +55,7 @@ def note(builder: tfds.core.DatasetBuilder) -> str:
 class ImageTransformerFolder(Local, tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """`id`: the path below the folder; `summary.txt` beside the records names what was left out, and why.
 
-  `download_and_prepare` raises MissingDataError if there is no folder, InputError if it has too few usable images.
+  `download_and_prepare` raises InputError if there is no folder, or it has too few usable images.
   """
 
   VERSION = tfds.core.Version('1.0.0')
@@ -75,7 +75,7 @@ class ImageTransformerFolder(Local, tfds.core.GeneratorBasedBuilder, skip_regist
       return
     path = self.builder_config.folder.path
     if not path:
-      raise MissingDataError('folder.path is not set: it must name a folder of images.')
+      raise InputError('folder.path is not set: it must name a folder of images.')
     if not epath.Path(path).is_dir():
       what = 'is a file' if epath.Path(path).exists() else 'does not exist'
       raise InputError(f'folder.path is {path}, which {what}: name a folder of images.')

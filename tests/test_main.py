@@ -140,7 +140,8 @@ def test_an_evaluation_of_another_split_has_its_own_file(call, digits, superres)
 
 def test_a_run_on_generated_images_is_evaluated_by_the_command_that_made_it(call, tmp_path):
   arguments = ['--config=configs/imagenet32_1d.py:smoke', f'--config.data_dir={tmp_path}',
-               f'--workdir={tmp_path / "run"}', '--config.model.num_layers=1', '--config.train.steps=1', '--config.eval.num_images=2',
+               f'--workdir={tmp_path / "run"}', '--config.model.num_layers=1', '--config.train.steps=1',
+               '--config.eval.num_images=2',
                '--config.sample.num_images=1']
   code, printed = call(*arguments)
   assert code == 0 and 'training on generated images' in printed and 'not a result' in printed, printed

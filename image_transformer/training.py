@@ -1,6 +1,6 @@
 """Training: the loop around the step, with its logs, checkpoints, evaluations and samples."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import json
@@ -19,7 +19,7 @@ from image_transformer.config import Config, check, from_dict
 from image_transformer.errors import InputError, RunError
 from image_transformer.evaluate import make_evaluator
 from image_transformer.library import Run, load
-from image_transformer.metrics import Evaluation, MetricsLog, bits_per_dim, training_seconds
+from image_transformer.metrics import Evaluation, MetricsLog, bits_per_dim, read_metrics, training_seconds
 from image_transformer.model import ImageTransformer, init_params, make_model
 from image_transformer.optimizers import learning_rate, make_optimizer
 from image_transformer.progress import Progress
@@ -287,7 +287,21 @@ def train(config: Config | Mapping[str, Any], workdir: os.PathLike | str) -> Run
     except OSError as error:
       raise RunError(f'The results could not be written ({error}). Free disk space, then run the same command again.') \
           from error
+    if devices.is_first() and (drop := _still_falling(read_metrics(folder), evaluation)):
+      print(f'bits/dim in training fell by {drop:.2f} over the last fifth of the steps: more steps would learn more.')
   return run
+
+
+def _still_falling(lines: Sequence[Mapping[str, Any]], evaluation: Evaluation) -> float:
+  """By how much the loss fell over the last fifth of training, if that is noticeable and nothing is memorised yet."""
+  losses = [line['bits_per_dim'] for line in lines if line['split'] == 'train' and line['bits_per_dim'] is not None
+            and 'num_images' not in line]
+  fifth = len(losses) // 5
+  if not fifth:
+    return 0.0
+  before, last = (sum(part) / fifth for part in (losses[-2 * fifth:-fifth], losses[-fifth:]))
+  noticeable, memorised = before - last >= 0.02, evaluation.bits_per_dim > last + 0.1
+  return before - last if noticeable and not memorised else 0.0
 
 
 @devices.settings()

@@ -19,7 +19,7 @@ from image_transformer.library import load
 from image_transformer.model import make_model
 from image_transformer.optimizers import learning_rate, make_optimizer
 from image_transformer.state import init_state
-from image_transformer.training import Trainer, train
+from image_transformer.training import Trainer, _still_falling, train
 from image_transformer.training_step import make_train_step
 
 
@@ -244,6 +244,16 @@ def test_a_cosine_run_cannot_be_made_longer_but_trained_on(make_config, tmp_path
     train(cosine(9), tmp_path / 'run')
   more = train(dataclasses.replace(cosine(9), init_from=str(tmp_path / 'run')), tmp_path / 'more')
   assert more.step == 9 and more.config.init_from == str(tmp_path / 'run')
+
+
+def test_a_curve_that_still_falls_is_told_from_one_that_is_flat_or_memorises():
+  lines = [{'step': i, 'split': 'train', 'bits_per_dim': 4 - 0.03 * i} for i in range(20)]
+  lines.insert(5, {'step': 5, 'split': 'train', 'bits_per_dim': 9.0, 'num_images': 10})  # an evaluation of that split
+  evaluation = lambda bits: metrics.Evaluation(np.full(2, bits * np.log(2)), 1)
+  assert _still_falling(lines, evaluation(3.5)) == pytest.approx(4 * 0.03)
+  assert _still_falling(lines, evaluation(3.7)) == 0  # the last fifth has 3.475 on average
+  assert _still_falling([line | {'bits_per_dim': 4.0} for line in lines], evaluation(4.0)) == 0
+  assert _still_falling(lines[:4], evaluation(3.5)) == 0
 
 
 def test_training_starts_from_the_parameters_of_another_run(make_config, tmp_path, monkeypatch):

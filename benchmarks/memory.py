@@ -2,12 +2,14 @@
 
   python benchmarks/memory.py [--models=cifar10_1d_dmol:64,cifar10_1d:32] [--largest=0] [--out=FILE.json]
 
-Each model (a name in configs/ and a batch size) is compiled in bfloat16 for this machine: with einsum, with fused
-attention, and with fused attention and `model.remat`. Where there is no GPU, XLA's own implementation of fused
-attention would keep the weights of a layer, which a kernel does not. So a call takes its place here that needs the
+Each model (a name in configs/ and a batch size) is compiled for this machine: with einsum, with fused attention, and
+with fused attention and `model.remat`. --largest prints so many of the largest arrays that the compiled step computes.
+
+On a GPU the type is bfloat16. Without one, the figures are above a GPU's: it is float16, since XLA computes bfloat16
+as float32 on CPUs, yet products are still float32, and nothing keeps a CPU from recomputing everything at once. XLA's
+own fused attention would keep a layer's weights, which a kernel does not. So a call takes its place that needs the
 memory a kernel needs: in the forward pass queries, keys, values and the mask give the mixture and the logarithms of
 the softmax's denominators (float32), and in the backward pass these and the mixture's gradient give three gradients.
---largest prints so many of the largest arrays that the compiled step computes.
 """
 
 import measuring  # first: it sets the process up

@@ -3,7 +3,8 @@
   python main.py --config=configs/cifar10_fast.py
 
 Rotary coordinates, pre-norm, normalised queries and keys, biases of the embedding, Muon and small batches: what else
-was tried is in results/recipe_tried.json. Hardware: 2 CPU cores. Time: an hour or two; not measured.
+was tried is in results/recipe_tried.json. Hardware: 2 CPU cores. Time: 55 minutes of training on one of them; 3.49
+bits/dim on 1,017 test images after training on 8,068 (results/cifar10_fast).
 
   python main.py --config=configs/cifar10_fast.py:smoke --config.data_dir=$DATA_DIR
   python main.py --config=configs/cifar10_fast.py:gpu

@@ -9,7 +9,7 @@ bits/dim on 1,017 test images after training on 8,068 (results/cifar10_fast).
   python main.py --config=configs/cifar10_fast.py:smoke --config.data_dir=$DATA_DIR
   python main.py --config=configs/cifar10_fast.py:gpu
 
-`:smoke` took 7 minutes of training on 2 slow CPU cores; 3.67 bits/dim on 1,017 test images after training on 8,068
+`:smoke` took 6 minutes of training on one CPU core; 3.67 bits/dim on 1,017 test images after training on 8,068
 (results/). `:superres` enlarges 8x8 to 32x32, in some 10 minutes; not measured. `:gpu` trains the paper's DMOL model in
 some 10 minutes on one GPU; not measured.
 """

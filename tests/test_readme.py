@@ -108,6 +108,11 @@ def test_super_resolution_is_in_results():
         *(f'{measured[name]["mean"]:.4f}' for name in ('consistency', 'mismatch'))])
 
 
+  run = results('cifar10_fast_superres', 'results.json')
+  assert f'By the fast recipe (`cifar10_fast.py:superres`), {run["bits_per_dim"]:.3f} +- {run["standard_error"]:.3f} in ' \
+         f'{run["training_seconds"] / 60:.0f} minutes' in (ROOT / 'README.md').read_text()
+
+
 def test_measured_speed_is_in_results():
   """What is bold there is measured: a value in the log of a benchmark, or a share in percent."""
 

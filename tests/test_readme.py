@@ -109,8 +109,9 @@ def test_super_resolution_is_in_results():
 
 
   run = results('cifar10_fast_superres', 'results.json')
-  assert f'By the fast recipe (`cifar10_fast.py:superres`), {run["bits_per_dim"]:.3f} +- {run["standard_error"]:.3f} in ' \
-         f'{run["training_seconds"] / 60:.0f} minutes' in (ROOT / 'README.md').read_text()
+  bits, error, minutes = run['bits_per_dim'], run['standard_error'], run['training_seconds'] / 60
+  assert (f'By the fast recipe (`cifar10_fast.py:superres`), {bits:.3f} +- {error:.3f} in {minutes:.0f} minutes' in
+          (ROOT / 'README.md').read_text())
 
 
 def test_measured_speed_is_in_results():

@@ -171,7 +171,23 @@ def _errors_in_one_line(config: Config, dataset: Dataset) -> Iterator[None]:
 
 
 def _builder(dataset: Dataset, config: Config) -> tfds.core.DatasetBuilder:
-  return dataset.builder(data_dir=resolve_data_dir(config.data_dir), config=dataset.config)
+  """The builder of a dataset; rejects directories that hold it in a way that cannot be used, and never writes there."""
+  root = pathlib.Path(resolve_data_dir(config.data_dir))
+  of_version, of_dataset = (root / 'dataset_info.json').exists(), root.name == dataset.builder.name
+  if of_version or of_dataset and any(root.glob('*/dataset_info.json')):
+    check(False, 'data_dir', str(root), 'the folder that holds datasets, not one of a dataset; here perhaps '
+          f'{root.parent.parent if of_version else root.parent}')
+  builder = dataset.builder(data_dir=root, config=dataset.config)
+  if not builder.data_path.exists():
+    versions = pathlib.Path(builder.data_path).parent.glob('[0-9]*/dataset_info.json')
+    others = sorted(path.parent.name for path in versions)
+    check(not others, 'data_dir', str(root), f'one that holds version {builder.version} of {config.dataset}, not '
+          f'{" and ".join(others)}, or nothing of it')
+  elif builder.info.splits and (kind := builder.info.file_format.value) != 'array_record':
+    raise InputError(f'{config.dataset} in {builder.data_path} is stored as {kind}, which only TensorFlow reads: prepare '
+                     'it with tfds build --file_format=array_record, or set data_dir to another folder, where it will '
+                     'be prepared.')
+  return builder
 
 
 def _prepare(dataset: Dataset, config: Config, *needed: str) -> tfds.core.DatasetBuilder:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import itertools
 import pathlib
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -187,6 +188,29 @@ def digits_dir(tmp_path_factory):
   path = tmp_path_factory.mktemp('digits')
   data.open_split(named('digits', path), 'train')
   return path
+
+
+def test_a_directory_that_holds_a_dataset_in_another_way_is_refused_and_left_alone(digits_dir, tmp_path):
+  shutil.copytree(digits_dir, tmp_path, dirs_exist_ok=True)
+  dataset = tmp_path / 'image_transformer_digits'
+  files = lambda: sorted(tmp_path.rglob('*'))
+
+  def refused(data_dir, says):
+    before = files()
+    with pytest.raises(InputError, match=says):
+      data.open_split(named('digits', data_dir), 'train')
+    assert files() == before
+
+  for inside in (dataset, dataset / '1.0.0'):
+    refused(inside, f'data_dir is .*{inside.name}.*, but must be the folder that holds datasets.* perhaps {tmp_path}.')
+  info = dataset / '1.0.0' / 'dataset_info.json'
+  content = info.read_text()
+  info.write_text(content.replace('array_record', 'tfrecord'))
+  refused(tmp_path, 'stored as tfrecord, which only TensorFlow reads.* --file_format=array_record')
+  info.write_text(content)
+  assert len(data.open_split(named('digits', tmp_path), 'train')) == 1_500
+  (dataset / '1.0.0').rename(dataset / '0.9.0')
+  refused(tmp_path, 'version 1.0.0 of digits, not 0.9.0')
 
 
 def test_digits(digits_dir):

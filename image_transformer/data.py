@@ -184,9 +184,9 @@ def _builder(dataset: Dataset, config: Config) -> tfds.core.DatasetBuilder:
     check(not others, 'data_dir', str(root), f'one that holds version {builder.version} of {config.dataset}, not '
           f'{" and ".join(others)}, or nothing of it')
   elif builder.info.splits and (kind := builder.info.file_format.value) != 'array_record':
-    raise InputError(f'{config.dataset} in {builder.data_path} is stored as {kind}, which only TensorFlow reads: prepare '
-                     'it with tfds build --file_format=array_record, or set data_dir to another folder, where it will '
-                     'be prepared.')
+    raise InputError(f'{config.dataset} in {builder.data_path} is stored as {kind}, which only TensorFlow reads: '
+                     'prepare it with tfds build --file_format=array_record, or set data_dir to another folder, where '
+                     'it will be prepared.')
   return builder
 
 

@@ -75,7 +75,7 @@ def _find_archive(data_dir: pathlib.Path) -> pathlib.Path:
   if archive.exists():
     if not _is_official(archive):
       raise InputError(f'{archive} is damaged or not the official archive (its SHA-256 differs): '
-                       f'delete it, then run again or put {URL} there.')
+                       f'move it away and run again, or put {URL} there.')
     return archive
   data_dir.mkdir(parents=True, exist_ok=True)
   try:

@@ -167,8 +167,8 @@ def assert_same_or_refused(folder, expected):
     batches = read_all(folder)
   except InputError as error:
     message = str(error)
-    assert message.isprintable() and (f'digits cannot be read or prepared in {folder}' in message or
-                                      message.startswith('Split ')), message
+    assert message.isprintable() and message.startswith(
+        (f'digits cannot be read or prepared in {folder}', f'digits in {folder}', 'Split ')), message
     return True
   for batch, other in zip(batches, expected, strict=True):
     for name in other:

@@ -32,7 +32,9 @@ def command(data_dir):
     env = {'PROGRESS_SECONDS': '0', 'JAX_PLATFORMS': 'cpu',
            **{name: value for name, value in os.environ.items() if name != 'GLIBC_TUNABLES'}, **env}
     words = ['bash', '-c', f'{before} "$@" {behind}', 'bash', *words, b'--workdir=' + os.fsencode(workdir)]
-    return subprocess.Popen(words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # Where the tests run under nohup, a child would ignore SIGHUP too.
+    heed = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    return subprocess.Popen(words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed)
 
   return start
 

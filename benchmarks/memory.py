@@ -5,11 +5,11 @@
 Each model (a name in configs/ and a batch size) is compiled for this machine: with einsum, with fused attention, and
 with fused attention and `model.remat`. --largest prints so many of the largest arrays that the compiled step computes.
 
-On a GPU the type is bfloat16. Without one, the figures are above a GPU's: it is float16, since XLA computes bfloat16
-as float32 on CPUs, yet products are still float32, and nothing keeps a CPU from recomputing everything at once. XLA's
-own fused attention would keep a layer's weights, which a kernel does not. So a call takes its place that needs the
-memory a kernel needs: in the forward pass queries, keys, values and the mask give the mixture and the logarithms of
-the softmax's denominators (float32), and in the backward pass these and the mixture's gradient give three gradients.
+On a GPU the type is bfloat16. Without one it is float16, since XLA computes bfloat16 as float32 on CPUs; products are
+float32 there all the same, so the figures do not stand for a GPU's. XLA's own fused attention would keep a layer's
+weights, which a kernel does not. So a call takes its place that needs the memory a kernel needs: in the forward pass
+queries, keys, values and the mask give the mixture and the logarithms of the softmax's denominators (float32), and in
+the backward pass these and the mixture's gradient give three gradients.
 """
 
 import measuring  # first: it sets the process up
@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from image_transformer import data
 from image_transformer.experiments import load_config
 from image_transformer.model import make_model
+from image_transformer.start import compiled_step
 
 _MODELS = flags.DEFINE_list('models', ['cifar10_1d_dmol:64', 'cifar10_1d:32'], 'Configurations and batch sizes.')
 _LARGEST = flags.DEFINE_integer('largest', 0, 'How many arrays to print.')
@@ -81,7 +82,7 @@ def main(argv):
       if jax.default_backend() != 'gpu':
         object.__setattr__(config.model, 'dtype', 'float16')
       model = make_model(config.model, data.image_spec(config))
-      compiled = measuring.training_step(config, model, measuring.random_batch(model, int(batch_size)))[2]
+      compiled = compiled_step(config, model)
       rows.append({'model': name, 'batch_size': int(batch_size), 'variant': variant,
                    'temporary_GiB': compiled.memory_analysis().temp_size_in_bytes / 2**30})
       print(rows[-1])

@@ -123,13 +123,14 @@ def _check_free(workdir, config):
 
 def check_same_run(workdir: epath.PathLike, old: Config, new: Config) -> None:
   """Raises InputError if a configuration defines another run than the one in the workdir."""
-  changed = [f'{field} ({there} there, {here} here)' for field, (there, here) in differences(old, new).items()]
-  if list(differences(old, new)) == ['train.steps']:
+  changed = differences(old, new)
+  if list(changed) == ['train.steps']:
     raise InputError(f'train.steps is {new.train.steps}, but the run in {workdir} trains {old.train.steps} steps, at '
                      'the last of which its cosine schedule lowers the learning rate to 0: give the same number, or '
                      f'train on from its parameters in another workdir, with init_from={workdir}.')
   if changed:
-    raise InputError(f'{workdir} holds another run: {", ".join(changed)}. Choose another workdir.')
+    shown_all = ', '.join(f'{field} ({there} there, {here} here)' for field, (there, here) in changed.items())
+    raise InputError(f'{workdir} holds another run: {shown_all}. Choose another workdir.')
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:

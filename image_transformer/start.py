@@ -1,6 +1,7 @@
 """What a run is about to do: a summary to read before the first step, and what a step costs."""
 
 import os
+from typing import Any
 
 from etils import epath
 import jax
@@ -59,8 +60,8 @@ def training_flops(model: ImageTransformer) -> int:
   return 6 * num_parameters(model) * model.layout.num_positions + 3 * attention
 
 
-def step_memory(config: Config, model: ImageTransformer) -> int:
-  """Bytes that the compiled training step needs on one device: parameters, optimizer state, batch and activations."""
+def compiled_step(config: Config, model: ImageTransformer) -> Any:
+  """The training step, compiled; its `memory_analysis` is of one device."""
   optimizer = make_optimizer(config.optimizer, config.train.steps)
   state = jax.eval_shape(lambda: init_state(model, optimizer, config))
   spec, number = model.spec, config.train.batch_size // jax.device_count()
@@ -69,7 +70,5 @@ def step_memory(config: Config, model: ImageTransformer) -> int:
             if name not in batch}
   everywhere = lambda x: jax.ShapeDtypeStruct((jax.local_device_count(), *x.shape), x.dtype)
   step = devices.pmap(make_train_step(model, optimizer, config), donate_argnums=0)
-  compiled = step.lower(jax.tree.map(everywhere, state), jax.tree.map(
+  return step.lower(jax.tree.map(everywhere, state), jax.tree.map(
       everywhere, {name: batch[name] for name in ('image', *model.conditions)})).compile()
-  memory = compiled.memory_analysis()
-  return memory.argument_size_in_bytes + memory.temp_size_in_bytes

@@ -26,7 +26,7 @@ from image_transformer.progress import Progress
 from image_transformer.reports import write_evaluation
 from image_transformer.runs import check_workdir, own, read_num_train_images, write_num_train_images
 from image_transformer.sampling import make_sampler
-from image_transformer.start import step_memory, summary, training_flops
+from image_transformer.start import compiled_step, summary, training_flops
 from image_transformer.state import init_state
 from image_transformer.training_step import make_train_step
 from image_transformer.workdir import survive, write_whole
@@ -315,7 +315,9 @@ def dry_run(config: Config | Mapping[str, Any], workdir: os.PathLike | str) -> s
   start = max(saved_steps(folder), default=0)
   lines = [summary(checked, model, *data.check_data(checked), start, folder)]
   megaflops = training_flops(model) * checked.train.batch_size / 1e6
-  lines.append(f'step      {megaflops:,.0f} MFLOP; {step_memory(checked, model) / 2**30:.2f} GiB on each device')
+  memory = compiled_step(checked, model).memory_analysis()  # parameters, optimizer state, batch; activations
+  gigabytes = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30
+  lines.append(f'step      {megaflops:,.0f} MFLOP; {gigabytes:.2f} GiB on each device')
   return '\n'.join(lines)
 
 

@@ -106,8 +106,6 @@ def test_super_resolution_is_in_results():
     assert rest == ' | '.join([
         *(f'{each["bits_per_dim"]:.3f} +- {each["standard_error"]:.3f}' for each in (run, other)),
         *(f'{measured[name]["mean"]:.4f}' for name in ('consistency', 'mismatch'))])
-
-
   run = results('cifar10_fast_superres', 'results.json')
   bits, error, minutes = run['bits_per_dim'], run['standard_error'], run['training_seconds'] / 60
   assert (f'By the fast recipe (`cifar10_fast.py:superres`), {bits:.3f} +- {error:.3f} in {minutes:.0f} minutes' in

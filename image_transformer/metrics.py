@@ -185,10 +185,15 @@ def environment() -> dict[str, Any]:
   return {
       'device_kind': jax.devices()[0].device_kind,
       'num_devices': jax.device_count(),
-      'num_cpus': os.cpu_count(),
+      'num_cpus': _num_cpus(),
       'commit': _commit(),
       'versions': {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy')},
   }
+
+
+def _num_cpus() -> int | None:
+  """Of those that this process may use, where the system tells (`taskset` on Linux); else of the machine."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def _commit() -> str | None:

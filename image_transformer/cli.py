@@ -115,7 +115,7 @@ _MODES = {'train': _train, 'eval': _eval, 'sample': lambda: _task().sample(), 'c
 def _load() -> Run:
   check(0 < _AVERAGE.value < 2**31, 'num_checkpoints', _AVERAGE.value, 'in 1..2^31-1')
   runs.read_config(_workdir())  # before data are prepared
-  runs.read_num_train_images(_workdir())  # so that a damaged file fails before the slow part
+  runs.read_trained_on(_workdir())  # so that a damaged file fails before the slow part
   config = _given_config()
   if config:  # how long it was trained is not asked here
     steps = runs.read_config(_workdir()).train.steps

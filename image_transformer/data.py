@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import difflib
+import io
 import os
 import pathlib
 import sys
@@ -197,8 +198,11 @@ def _prepare(dataset: Dataset, config: Config, *needed: str) -> tfds.core.Datase
     _expected(config, dataset, builder, split)
   if not sys.stderr.isatty():
     tfds.disable_progress_bar()
+  if not builder.data_path.exists():
+    print(f'preparing {config.dataset} in {builder.data_path}', file=sys.stderr)
   try:
-    builder.download_and_prepare(file_format='array_record')
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces sizes, most of which it does not know
+      builder.download_and_prepare(file_format='array_record')
   except OSError:
     if not builder.data_path.exists():
       raise

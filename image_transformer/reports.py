@@ -23,7 +23,7 @@ from image_transformer.metrics import (
   write_picture,
 )
 from image_transformer.model import num_parameters
-from image_transformer.runs import read_config, read_num_train_images
+from image_transformer.runs import read_config, read_trained_on
 from image_transformer.workdir import parse_json, read_json, write_whole
 
 _NEEDED = {'bits_per_dim': float, 'standard_error': float | None, 'split': str, 'num_images': int,
@@ -59,7 +59,7 @@ def write_evaluation(run: Run, evaluation: Evaluation, split: str) -> None:
       'dataset': run.config.dataset,
       'split': split,
       **evaluation.as_dict(),
-      'num_train_images': read_num_train_images(run.workdir),
+      'num_train_images': read_trained_on(run.workdir).num_train_images,
       'ema': run.config.eval.ema and run.config.train.ema_decay > 0,
       'step': run.step,
       'num_checkpoints': run.num_checkpoints,

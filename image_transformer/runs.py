@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 import jax
@@ -42,28 +42,35 @@ def read_config(workdir: epath.PathLike) -> Config:
     raise InputError(f'There is no {path}: the workdir must be the folder of a run.') from error
 
 
-def read_num_train_images(workdir: epath.Path) -> int | None:
-  """How many images a run is trained on, as `data.json` in its workdir says; None where there is no such file.
+class TrainedOn(NamedTuple):
+  """The images of a run, as `data.json` in its workdir describes them; None: unknown."""
+
+  num_train_images: int | None = None
+  digest: str | None = None  # as `batching.digest` returns it; absent in older runs
+
+
+def read_trained_on(workdir: epath.Path) -> TrainedOn:
+  """Reads `data.json`, if there is one.
 
   Raises:
     InputError: if it is damaged.
   """
 
-  def check_number(content):
-    number = content['num_train_images']
-    if type(number) is not int:
-      raise TypeError(f'num_train_images is {shown(number)}')
-    return number
+  def checked(content):
+    found = TrainedOn(content['num_train_images'], content.get('digest'))
+    if type(found.num_train_images) is not int or not isinstance(found.digest, str | None):
+      raise TypeError(f'it holds {shown(content)}')
+    return found
 
   with contextlib.suppress(FileNotFoundError):
     return read_json(workdir / 'data.json', 'restore {"num_train_images": N} in it, or choose another workdir.',
-                     check_number)
-  return None
+                     checked)
+  return TrainedOn()
 
 
-def write_num_train_images(workdir: epath.Path, number: int) -> None:
+def write_trained_on(workdir: epath.Path, images: TrainedOn) -> None:
   """Writes `data.json`."""
-  write_whole(workdir / 'data.json', json.dumps({'num_train_images': number}) + '\n')
+  write_whole(workdir / 'data.json', json.dumps(images._asdict()) + '\n')
 
 
 @contextlib.contextmanager

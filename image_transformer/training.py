@@ -24,7 +24,7 @@ from image_transformer.model import ImageTransformer, init_params, make_model
 from image_transformer.optimizers import learning_rate, make_optimizer
 from image_transformer.progress import Progress
 from image_transformer.reports import write_evaluation
-from image_transformer.runs import check_workdir, own, read_num_train_images, write_num_train_images
+from image_transformer.runs import TrainedOn, check_workdir, own, read_trained_on, write_trained_on
 from image_transformer.sampling import make_sampler
 from image_transformer.start import compiled_step, summary, training_flops
 from image_transformer.state import init_state
@@ -70,10 +70,12 @@ class Trainer:
     check(config.eval.num_images <= len(self.eval_source), 'eval.num_images', config.eval.num_images,
           f'at most {len(self.eval_source)}, the size of {config.eval.split}')
     self._num_eval_images = min(config.eval.num_images_during_training, len(self.eval_source)) or len(self.eval_source)
-    trained_on, here = read_num_train_images(workdir), len(self.train_source)
-    if step is not None and trained_on not in (None, here):
-      raise InputError(f'{config.dataset} {config.train.split} holds {here} images here, but the run in {workdir} was '
-                       f'trained on {trained_on}: use the data_dir that it started with, or another workdir.')
+    self._images = TrainedOn(len(self.train_source), batching.digest(self.train_source))
+    for there, here in zip(read_trained_on(workdir), self._images):
+      if step is not None and there not in (None, here):
+        what = f'{here} images' if isinstance(here, int) else 'other images'
+        raise InputError(f'{config.dataset} {config.train.split} holds {what} here, but the run in {workdir} was '
+                         f'trained on {there}: use the data_dir that it started with, or another workdir.')
     self._first_params = self._params_of(config.init_from) if config.init_from and step is None else None
     self._optimizer = make_optimizer(config.optimizer, config.train.steps)
     self._rate = learning_rate(config.optimizer, config.train.steps)
@@ -105,12 +107,12 @@ class Trainer:
       InputError: if there are checkpoints, but none can be read.
     """
     train = self.config.train
-    facts = (dataclasses.replace(self.config, data_dir=''), len(self.train_source), len(self.eval_source),
+    facts = (dataclasses.replace(self.config, data_dir=''), self._images, len(self.eval_source),
              saved_steps(self.workdir))
     if not devices.same_everywhere(repr(facts)):
       raise InputError('The processes have different configurations, images or checkpoints: give all of them the same '
                        f'command, the same data and one workdir that they share ({self.workdir} here).')
-    write_num_train_images(self.workdir, len(self.train_source))
+    write_trained_on(self.workdir, self._images)
     with Checkpoints(self.workdir, train.keep_checkpoints, train.checkpoint_every) as self._checkpoints:
       new_state = functools.partial(init_state, self.model, self._optimizer, self.config)
       state = next(self._checkpoints.restore(jax.eval_shape(new_state)), None)

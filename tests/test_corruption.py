@@ -285,7 +285,7 @@ def test_damaged_files_of_a_run_are_named(run, tmp_path):
   for text in [*NOTHING, '{}', '{"num_train_images": "x"}', '{"num_train_images": 1.5}']:
     (folder / 'data.json').write_bytes(text.encode(errors='surrogatepass'))
     with pytest.raises(InputError, match='data.json is damaged') as raised:
-      runs.read_num_train_images(folder)
+      runs.read_trained_on(folder)
     assert str(raised.value).isprintable()
 
 

@@ -143,7 +143,7 @@ def test_the_two_imagenets_name_themselves(tmp_path):
 # --- CelebA --------------------------------------------------------------------------------------
 
 
-def write_celeba(path, shapes=None):
+def write_celeba(path, shapes=None, folder='img_align_celeba/', csv=False):
   """Twelve smooth JPEGs 000001.jpg .. in three parts; returns their decoded pixels."""
   decoded = {}
   parts = [0] * TRAIN + [1] * VALIDATION + [2] * TEST
@@ -152,15 +152,20 @@ def write_celeba(path, shapes=None):
       small = Image.fromarray(noise(1, [11, 9], seed=index)[0])
       content = encoded(small.resize((shapes or {}).get(index, (178, 218))), 'JPEG')
       name = f'{index + 1:06d}.jpg'
-      images.writestr(f'img_align_celeba/{name}', content)
+      images.writestr(f'{folder}{name}', content)
       decoded[name] = np.array(Image.open(io.BytesIO(content)))
   lines = [f'{name} {part}' for name, part in zip(decoded, parts)]
-  (path / 'list_eval_partition.txt').write_text('\n'.join(lines[::-1]) + '\n')
+  if csv:
+    lines = [*(line.replace(' ', ',') for line in lines), 'image_id,partition']
+  (path / f'list_eval_partition.{"csv" if csv else "txt"}').write_text('\n'.join(lines[::-1]) + '\n')
   return decoded
 
 
-def test_celeba(tmp_path):
-  decoded = write_celeba(tmp_path)
+@pytest.mark.parametrize('folder, csv', [('img_align_celeba/', False), ('img_align_celeba/img_align_celeba/', False),
+                                         ('', False), ('img_align_celeba/', True)])
+def test_celeba(folder, csv, tmp_path):
+  """As its authors and as Kaggle's copies have it."""
+  decoded = write_celeba(tmp_path, folder=folder, csv=csv)
   config = named('celeba', tmp_path)
   assert data.image_spec(config) == ImageSpec(32, 32, 3)
   names = iter(decoded)

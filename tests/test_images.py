@@ -2,7 +2,12 @@
 
 import fractions
 import io
+import os
+import pathlib
+import shutil
 import struct
+import subprocess
+import sys
 import time
 import zlib
 
@@ -14,6 +19,7 @@ import pytest
 from image_transformer.errors import InputError
 from image_transformer.images import area_resize, find_files, fit, read_image
 
+ROOT = pathlib.Path(__file__).parent.parent
 ORIENTATION = 0x0112  # EXIF
 
 
@@ -301,3 +307,17 @@ def test_find_files(tmp_path):
   for name, why in (('none', 'does not exist'), ('empty', 'holds no files')):
     with pytest.raises(InputError, match=f'{name} {why}'):
       find_files(tmp_path / name)
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path):
+  """Root may read everything, unless it has given up the right to."""
+  (tmp_path / 'locked').mkdir(mode=0)
+  (tmp_path / 'a.png').touch()
+  code = f'from image_transformer.images import find_files; print(*map(str, find_files({os.fspath(tmp_path)!r})))'
+  capabilities = '-dac_override,-dac_read_search'
+  drop = ['setpriv', f'--bounding-set={capabilities}', f'--inh-caps={capabilities}'] if os.geteuid() == 0 else []
+  if drop and not shutil.which('setpriv'):
+    pytest.skip('root needs setpriv')
+  done = subprocess.run([*drop, sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True)
+  assert 'a.png' in done.stdout and 'locked' in done.stdout
+  assert 'a folder that cannot be read (Permission denied)' in done.stdout

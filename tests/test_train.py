@@ -8,6 +8,7 @@ from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
 
 from helpers import leave_run
@@ -277,10 +278,36 @@ def test_a_run_does_not_go_on_with_other_images(make_config, tmp_path, data_dir)
   """`num_train_images` in results.json is what the run was trained on, wherever it is evaluated."""
   config = make_config(train={'steps': 4, 'eval_every': 0})
   run(config, tmp_path / 'run')
-  assert runs.read_num_train_images(tmp_path / 'run') == 1_500
+  assert runs.read_trained_on(tmp_path / 'run').num_train_images == 1_500
   (tmp_path / 'run' / 'data.json').write_text('{"num_train_images": 99}')
+  longer = make_config(train={'steps': 8, 'eval_every': 0})
   with pytest.raises(InputError, match='holds 1500 images here, but .* 99'):
-    Trainer(make_config(train={'steps': 8, 'eval_every': 0}), epath.Path(tmp_path / 'run'))
+    Trainer(longer, epath.Path(tmp_path / 'run'))
+  (tmp_path / 'run' / 'data.json').write_text('{"num_train_images": 1500}')  # as older runs have it
+  Trainer(longer, epath.Path(tmp_path / 'run'))
+
+
+def test_a_run_does_not_go_on_with_other_photos(make_config, tmp_path):
+  """As many photos in the folder, but others, read again into another data_dir."""
+  photos = tmp_path / 'photos'
+  photos.mkdir()
+
+  def start(data_dir, steps):
+    config = make_config(model={'class_conditional': False}, train={'steps': steps, 'eval_every': 0},
+                         eval={'num_images': 1})
+    config = dataclasses.replace(config, dataset='folder', data_dir=str(tmp_path / data_dir),
+                                 folder=config_lib.FolderConfig(str(photos), (8, 8)))
+    return Trainer(config, epath.Path(tmp_path / 'run'))
+
+  for first, data_dir in ((0, 'data'), (100, 'other')):
+    for seed in range(first, first + 10):
+      pixels = np.random.default_rng(seed).integers(256, size=(8, 8, 3), dtype=np.uint8)
+      Image.fromarray(pixels).save(photos / f'{seed - first}.png')
+    if first == 0:
+      start(data_dir, 1).run()
+  start('data', 2)
+  with pytest.raises(InputError, match='holds other images here, but the run in .* use the data_dir'):
+    start('other', 2)
 
 
 def test_an_evaluated_run_without_checkpoints_is_not_overwritten(make_config, tmp_path):

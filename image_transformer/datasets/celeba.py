@@ -3,6 +3,7 @@
 TFDS's own `celeb_a` holds whole JPEGs and attributes from three more files, so this dataset has its own name.
 """
 
+import os
 import zipfile
 
 from PIL import Image
@@ -22,7 +23,12 @@ class ImageTransformerCeleba(archives.FromArchives, tfds.core.GeneratorBasedBuil
   VERSION = tfds.core.Version('1.0.0')
   title = 'CelebA'
   origin = '"Align&Cropped Images" and "Train/Val/Test Partitions" of https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html'
-  file_names = ('img_align_celeba.zip', 'list_eval_partition.txt')
+
+  @property
+  def file_names(self):
+    # Kaggle's copy has the partition as CSV.
+    names = [f'list_eval_partition.{kind}' for kind in ('txt', 'csv')]
+    return 'img_align_celeba.zip', next((name for name in names if self.archive(name).is_file()), names[0])
 
   def _info(self):
     return tfds.core.DatasetInfo(
@@ -38,7 +44,8 @@ class ImageTransformerCeleba(archives.FromArchives, tfds.core.GeneratorBasedBuil
   def _split_generators(self, dl_manager):
     images, partition = map(self.archive, self.file_names)
     try:
-      members = dict(line.split() for line in partition.read_text().splitlines() if line.strip())
+      lines = [line.replace(',', ' ').split() for line in partition.read_text().splitlines() if line.strip()]
+      members = dict(line for line in lines if line != ['image_id', 'partition'])
     except ValueError as error:
       raise InputError(f'{partition} is damaged: every line must hold a name and 0, 1 or 2.') from error
     return {split: archives.whole(self._generate_examples(images, [name for name in members if members[name] == part]),
@@ -47,8 +54,9 @@ class ImageTransformerCeleba(archives.FromArchives, tfds.core.GeneratorBasedBuil
 
   def _generate_examples(self, archive, names):
     with zipfile.ZipFile(archive) as images:
+      paths = {os.path.basename(path): path for path in images.namelist()}  # copies have them in other folders
       for name in names:
-        with images.open(f'img_align_celeba/{name}') as file, Image.open(file) as image:
+        with images.open(paths[name]) as file, Image.open(file) as image:
           if image.size != (WIDTH, HEIGHT):
             raise InputError(f'{archive} holds {name} of {image.height} x {image.width} (height x width), but aligned '
                              f'images are {HEIGHT} x {WIDTH}: put the official archive there.')

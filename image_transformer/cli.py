@@ -52,6 +52,7 @@ _KIND = flags.DEFINE_string('kind', 'attention', 'The picture: attention (of one
                             'to), bits (of each pixel) or curves (bits/dim by step).')
 _POSITION = flags.DEFINE_list('position', None, 'ROW,COLUMN of the query pixel. Default: the middle.')
 _CSV = flags.DEFINE_bool('csv', False, 'CSV instead of Markdown.')
+_ALL = flags.DEFINE_bool('all', False, "All rows of the paper's tables, also those without a run.")
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Run as one of several processes, set up by a TPU pod, SLURM or '
                                  'Open MPI.')
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'The same, set by hand: HOST:PORT of process 0.')
@@ -61,7 +62,7 @@ _CONDITIONS = [flags.DEFINE_list(name, None, text) for name, text in tasks.FLAGS
 
 # Which flags each mode or kind of picture reads, besides --workdir and those for several processes.
 _TYPED = list(tasks.FLAGS)
-_FLAGS = {'train': ['config', 'dry_run'], 'eval': ['config', 'average_checkpoints'], 'table': ['csv']}
+_FLAGS = {'train': ['config', 'dry_run'], 'eval': ['config', 'average_checkpoints'], 'table': ['csv', 'all']}
 _FLAGS['sample'] = [*_FLAGS['eval'], 'num_samples', 'temperature', *_TYPED, 'seed', 'npz']
 _FLAGS['superres'] = [*_FLAGS['sample'], 'input', 'num_inputs']
 _FLAGS['complete'] = [*_FLAGS['superres'], 'keep']
@@ -105,7 +106,7 @@ def _picture() -> None:
 
 def _table() -> None:
   found = tables.collect(_workdir() if _WORKDIR.value else epath.Path('runs'))
-  print(tables.render(paper.entries(), found, as_csv=_CSV.value))
+  print(tables.render(paper.entries(), found, as_csv=_CSV.value, only_runs=not _ALL.value))
 
 
 _MODES = {'train': _train, 'eval': _eval, 'sample': lambda: _task().sample(), 'complete': _complete,

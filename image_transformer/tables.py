@@ -2,7 +2,7 @@
 
 A run appears in a row only if it has the row's configuration and was trained on all of the data
 for all of the steps, and evaluated on all of the test images. Any other run gets a line that says
-what is missing; a run on generated images gets none.
+what is missing; a run on generated images gets none. Runs that are in no row come first.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,9 @@ from etils import epath
 
 from image_transformer import data, reports, runs
 from image_transformer.config import Config
-from image_transformer.errors import InputError
+from image_transformer.errors import InputError, one_line
+
+_OTHERS, _SAMPLES = 'Other runs', 'Samples of super-resolution'
 
 Line = dict[str, Any]  # column -> its content; numbers stay numbers
 
@@ -54,43 +56,58 @@ class Found(NamedTuple):
   samples: dict[str, Any] | None  # superres.json
 
 
-def collect(folder: epath.PathLike) -> list[Found]:
+class Damaged(NamedTuple):
+  """A run that cannot be read."""
+
+  folder: epath.Path
+  reason: str
+
+
+def collect(folder: epath.PathLike) -> list[Found | Damaged]:
   """Reads every results.json below a folder, with the files beside it.
 
   Raises:
-    InputError: if there is no such folder, or a file in it cannot be read.
+    InputError: if there is no such folder.
   """
   folder = epath.Path(folder)
   if not folder.is_dir():
     raise InputError(f'There is no folder {folder}: the workdir must hold the folders of runs.')
+  all_found: list[Found | Damaged] = []
+  for path in sorted(path for path, _, names in folder.walk() if any(map(reports.is_results, names))):
+    try:
+      all_found += [Found(path, runs.read_config(path), *found) for found in reports.read_reports(path)]
+    except InputError as error:
+      all_found.append(Damaged(path, str(error)))
+  return all_found
 
-  return [Found(path, runs.read_config(path), *found)
-          for path in sorted(path for path, _, names in folder.walk() if any(map(reports.is_results, names)))
-          for found in reports.read_reports(path)]
 
-
-def render(entries: Sequence[Entry], found: Sequence[Found], as_csv: bool = False) -> str:
-  """The tables as Markdown, or all in one as CSV."""
-  real = [run for run in found if not data.is_stand_in(run.config)]
-  tables: dict[str, list[Line]] = {}
+def render(entries: Sequence[Entry], found: Sequence[Found | Damaged], as_csv: bool = False,
+           only_runs: bool = False) -> str:
+  """The tables as Markdown, or all in one as CSV; `only_runs` leaves out rows without a run."""
+  damaged = [run for run in found if isinstance(run, Damaged)]
+  evaluated = [run for run in found if isinstance(run, Found)]
+  real = [run for run in evaluated if not data.is_stand_in(run.config)]
+  tables: dict[str, list[Line]] = {_OTHERS: []}
   others = list(real)
   samples: list[Line] = []
   for entry in entries:
     own = [run for run in real if _form(entry, run)]
+    if only_runs and not own:
+      continue
     others = [run for run in others if run not in own]
     tables.setdefault(entry.row.table, []).extend(_lines(entry, own))
     samples.extend(_sample_lines(entry, own))
-  if others:
-    tables['Other runs'] = [_line(str(run.folder), '', run, [run.config.dataset, *_parts(run)]) for run in others]
-  if samples:
-    tables['Samples of super-resolution'] = samples
+  tables[_OTHERS] = [_line(str(run.folder), '', run, [run.config.dataset, *_parts(run)]) for run in others]
+  tables[_OTHERS] += [{'row': str(run.folder), 'remarks': run.reason} for run in damaged]
+  tables[_SAMPLES] = samples
+  tables = {name: lines for name, lines in tables.items() if lines}
   if as_csv:
     return _csv(tables)
   sections = [_markdown(name, lines) for name, lines in tables.items()]
-  left_out = dict.fromkeys(str(run.folder) for run in found if run not in real)
+  left_out = dict.fromkeys(str(run.folder) for run in evaluated if run not in real)
   if left_out:
     sections.append(f'Left out, because they saw generated images: {", ".join(left_out)}.')
-  return '\n\n'.join(sections)
+  return '\n\n'.join(sections) or 'No runs have been evaluated.'
 
 
 def _form(entry: Entry, run: Found) -> str | None:
@@ -195,20 +212,22 @@ def _sample_lines(entry: Entry, own: Sequence[Found]) -> Iterator[Line]:
       }
 
 
-def _columns(name: str) -> Sequence[str]:
-  return _SAMPLE_COLUMNS if name == 'Samples of super-resolution' else _COLUMNS
-
-
 def _markdown(name: str, lines: Sequence[Line]) -> str:
-  columns = _columns(name)
-  table = [columns, ['---'] * len(columns), *([_cell(line.get(column)) for column in columns] for line in lines)]
-  return '\n'.join([f'### {name}', '', *('| ' + ' | '.join(cells) + ' |' for cells in table)])
+  """A table whose columns are aligned, for terminals; empty ones are left out."""
+  cells = {column: [_cell(line.get(column)) for line in lines]
+           for column in (_SAMPLE_COLUMNS if name == _SAMPLES else _COLUMNS)}
+  padded = []
+  for title, column in cells.items():
+    if any(column):
+      width = max(map(len, [title, *column]))
+      padded.append([title.ljust(width), '-' * width, *(cell.ljust(width) for cell in column)])
+  return '\n'.join([f'### {name}', '', *('| ' + ' | '.join(row) + ' |' for row in zip(*padded))])
 
 
 def _cell(value: Any) -> str:
   if isinstance(value, float):
     return f'{value:.4f}'
-  return '' if value is None else f'{value:,}' if isinstance(value, int) else value
+  return '' if value is None else f'{value:,}' if isinstance(value, int) else one_line(value)
 
 
 def _csv(tables: Mapping[str, Sequence[Line]]) -> str:

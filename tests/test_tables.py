@@ -233,7 +233,7 @@ def test_markdown_and_csv_hold_the_same_cells(leave, tmp_path):
       table, columns = line[4:], ()
     elif line.startswith('| '):
       cells = [cell.strip() for cell in line[1:-1].split('|')]
-      if columns and cells[0] != '---':
+      if columns and cells[0].strip('-'):
         from_markdown.append({'table': table, **dict(zip(columns, cells, strict=True))})
       columns = columns or cells
   from_csv = lines(tmp_path)
@@ -250,9 +250,24 @@ def test_markdown_and_csv_hold_the_same_cells(leave, tmp_path):
 def test_a_damaged_file_is_named_in_one_line(leave, tmp_path, file, text):
   folder = leave(entry(CIFAR10).configs['full'])
   (folder / file).write_text(text)
-  with pytest.raises(InputError, match=file) as raised:
-    tables.collect(tmp_path)
-  assert len(str(raised.value).splitlines()) == 1
+  config = changed(entry(CIFAR10).configs['full'], seed=1)
+  leave(config, name='good')
+  damaged, = (line for line in lines(tmp_path) if line['row'] == str(folder))
+  assert file in damaged['remarks'] and damaged['remarks'].isprintable() and damaged['table'] == 'Other runs'
+  assert [line['ours'] for line in lines_of(CIFAR10, tmp_path)] == ['2.91234'], 'the other run is still shown'
+
+
+def test_rows_without_a_run_can_be_left_out(leave, tmp_path):
+  """Runs that are in no row come first, and lines are aligned."""
+  assert tables.render(ENTRIES, [], only_runs=True) == 'No runs have been evaluated.'
+  leave(entry(CIFAR10).configs['smoke'])
+  other = leave(changed(entry(CIFAR10).configs['full'], seed=5, train__flip=True), name='other')
+  text = tables.render(ENTRIES, tables.collect(tmp_path), only_runs=True)
+  sections = text.split('\n\n')
+  assert sections[::2] == ['### Other runs', '### CIFAR-10'] and f'| {other} ' in sections[1]
+  assert 'PixelCNN' not in text and '| 2.90 ' in sections[3] and ':smoke, a small model' in sections[3]
+  for section in sections[1::2]:
+    assert len({len(line) for line in section.splitlines()}) == 1
 
 
 def test_only_a_folder_can_hold_runs(tmp_path):

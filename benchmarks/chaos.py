@@ -63,7 +63,7 @@ class Chaos:
     progress = tqdm(total=number, desc=how.name, unit='stop')
     while done < number:
       self._number += 1
-      workdir = self._folder / str(self._number)
+      workdir = self._folder / f'a [b]* {self._number}'  # a path that is not taken for a pattern
       code, stopped_after = None, 0
       while code != 0:
         process = self._start(workdir)

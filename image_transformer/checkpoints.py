@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 
 from image_transformer import devices
 from image_transformer.errors import InputError, RunError
+from image_transformer.paths import is_address
 from image_transformer.stopping import Stopped
 from image_transformer.workdir import warn
 
@@ -45,10 +46,10 @@ class Checkpoints:
   def __init__(self, workdir: epath.PathLike, keep: int | None = None, every: int = 1):
     self._workdir = epath.Path(workdir).resolve()
     self._folder = self._workdir / 'checkpoints'
-    # Orbax takes a part of a path for a pattern, and writes only names that are UTF-8: then it sees a link.
+    # Orbax takes some paths for patterns or addresses, and writes only names that are UTF-8: then it sees a link.
     self._link = contextlib.ExitStack()
     self._seen = self._folder
-    if re.search(r'[][*?{}\\\ud800-\udfff]', os.fspath(self._folder)):
+    if not is_address(self._folder) and re.search(r'[^\w/. -]', os.fspath(self._folder)):
       link = epath.Path(self._link.enter_context(tempfile.TemporaryDirectory())) / 'run'
       os.symlink(self._workdir, link)
       self._seen = link / 'checkpoints'

@@ -32,6 +32,7 @@ from image_transformer.config import check
 from image_transformer.configs import paper
 from image_transformer.errors import InputError, RunError, last_line
 from image_transformer.library import Run, load
+from image_transformer.paths import as_path
 from image_transformer.training import dry_run, train
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, such as configs/digits.py[:smoke].')
@@ -150,7 +151,7 @@ def _workdir() -> epath.Path:
   if _WORKDIR.value:
     check(not _WORKDIR.value.startswith('-'), '--workdir', _WORKDIR.value, 'a folder, not the next flag')
     check('\0' not in _WORKDIR.value, '--workdir', _WORKDIR.value, 'without null characters')
-    path = epath.Path(_WORKDIR.value).expanduser()
+    path = as_path(_WORKDIR.value)
     check(not str(path).startswith('~'), '--workdir', _WORKDIR.value, 'a path whose user exists')
     try:
       path.exists()

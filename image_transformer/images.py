@@ -12,6 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from image_transformer.errors import InputError
+from image_transformer.paths import as_path
 
 _FORMATS = ('PNG', 'JPEG', 'WEBP')
 
@@ -27,7 +28,7 @@ def find_files(path: os.PathLike | str) -> tuple[list[epath.Path], dict[epath.Pa
   Raises:
     InputError: if `path` does not exist, or is a directory without files.
   """
-  root = epath.Path(path)
+  root = as_path(path)
   if root.is_file():
     return [root], {}
   if not root.is_dir():
@@ -35,7 +36,7 @@ def find_files(path: os.PathLike | str) -> tuple[list[epath.Path], dict[epath.Pa
   files, left_out = [], {}
 
   def unreadable(error):
-    left_out[epath.Path(error.filename)] = f'a folder that cannot be read ({error.strerror})'
+    left_out[as_path(error.filename)] = f'a folder that cannot be read ({error.strerror})'
 
   for folder, folders, names in root.walk(on_error=unreadable):
     left_out |= {folder / name: 'a link to a folder: name that folder instead' for name in folders
@@ -73,7 +74,7 @@ def read_image(path: os.PathLike | str, channels: int) -> np.ndarray:
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')  # about damaged metadata, say; damaged pixels raise
-      content = _without_metadata(epath.Path(path).read_bytes())
+      content = _without_metadata(as_path(path).read_bytes())
       with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
         return _pixels(image, channels)
   except UnidentifiedImageError as error:

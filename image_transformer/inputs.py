@@ -2,12 +2,12 @@
 
 import os
 
-from etils import epath
 import numpy as np
 
 from image_transformer import batching, data, images
 from image_transformer.errors import InputError
 from image_transformer.library import Run
+from image_transformer.paths import as_path
 from image_transformer.workdir import warn
 
 
@@ -33,7 +33,7 @@ def read_inputs(run: Run, path: os.PathLike | str | None, number: int) -> dict[s
     source = data.open_split(config, config.eval.split)
     number = min(number or len(source), len(source))
     return batching.first_examples(source, number)
-  files, photos = _read(epath.Path(path).expanduser(), spec.channels, number)
+  files, photos = _read(as_path(path), spec.channels, number)
   # Files hold bytes; the dataset may have fewer levels.
   photos = [np.round(photo * ((spec.levels - 1) / 255)).astype(np.uint8) for photo in photos]
   # A condition may itself be an image, and the photos may already have its size.

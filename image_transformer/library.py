@@ -20,6 +20,7 @@ from image_transformer.door import check_given, check_images
 from image_transformer.evaluate import make_evaluator, make_scorer
 from image_transformer.metrics import Evaluation, bits_per_dim
 from image_transformer.model import ImageTransformer, make_model
+from image_transformer.paths import as_path
 from image_transformer.runs import check_same_run, load_params, read_config
 from image_transformer.sampling import check_number, make_sampler, positions_in_rows
 
@@ -151,7 +152,7 @@ def load(workdir: os.PathLike | str, config: Config | None = None, num_checkpoin
   Raises:
     InputError: if there is no run, there are too few checkpoints, or `config` is another run's.
   """
-  folder = epath.Path(workdir).expanduser()
+  folder = as_path(workdir)
   saved = read_config(folder)
   if config is not None:
     check_same_run(folder, saved, config)

@@ -20,6 +20,7 @@ from image_transformer.config import Config, check, flatten
 from image_transformer.errors import InputError, shown
 from image_transformer.model import ImageTransformer
 from image_transformer.optimizers import make_optimizer
+from image_transformer.paths import as_path, is_address
 from image_transformer.state import init_state
 from image_transformer.workdir import lock, read_json, write_whole
 
@@ -35,7 +36,7 @@ def read_config(workdir: epath.PathLike) -> Config:
   Raises:
     InputError: if there is no readable config.json.
   """
-  path = epath.Path(workdir) / 'config.json'
+  path = as_path(workdir) / 'config.json'
   try:
     return read_json(path, 'restore it, or choose another workdir.', config_lib.from_dict)
   except (FileNotFoundError, NotADirectoryError) as error:
@@ -115,7 +116,7 @@ def check_workdir(workdir: epath.Path) -> None:
   if not (workdir / 'config.json').exists() and workdir.is_dir() and any(
       not begun.fullmatch(path.name) for path in workdir.iterdir()):
     raise InputError(f'{workdir} is not empty and holds no run; choose another workdir.')
-  if '://' not in os.fspath(workdir):
+  if not is_address(workdir):
     nearest = next(path for path in (workdir.resolve(), *workdir.resolve().parents) if path.exists())
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
       raise InputError(f'{workdir} cannot be written, since {nearest} is not a folder that can be written to; '

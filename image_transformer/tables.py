@@ -16,6 +16,7 @@ from etils import epath
 from image_transformer import data, reports, runs
 from image_transformer.config import Config
 from image_transformer.errors import InputError, one_line
+from image_transformer.paths import as_path
 
 _OTHERS, _SAMPLES = 'Other runs', 'Samples of super-resolution'
 
@@ -69,7 +70,7 @@ def collect(folder: epath.PathLike) -> list[Found | Damaged]:
   Raises:
     InputError: if there is no such folder.
   """
-  folder = epath.Path(folder)
+  folder = as_path(folder)
   if not folder.is_dir():
     raise InputError(f'There is no folder {folder}: the workdir must hold the folders of runs.')
   all_found: list[Found | Damaged] = []

@@ -15,6 +15,7 @@ from image_transformer.data import image_spec
 from image_transformer.inputs import read_inputs
 from image_transformer.library import Run
 from image_transformer.model import CONDITIONS, make_model
+from image_transformer.paths import as_path
 from image_transformer.sampling import positions_in_rows
 
 FLAGS = {kind.flag[0]: kind.flag[1] for kind in CONDITIONS if kind.flag}  # the flags for conditions
@@ -146,7 +147,7 @@ class Task:
     if not self.input:
       return self.run.config.eval.split
     path = os.fsencode(os.path.abspath(os.path.expanduser(self.input)))
-    return f'{epath.Path(self.input).stem[:60]}-{zlib.crc32(path):08x}'
+    return f'{as_path(self.input).stem[:60]}-{zlib.crc32(path):08x}'
 
   def _temperatures(self):
     return self.temperatures or [self.run.config.sample.temperature]

@@ -22,6 +22,7 @@ from image_transformer.library import Run, load
 from image_transformer.metrics import Evaluation, MetricsLog, bits_per_dim, read_metrics, training_seconds
 from image_transformer.model import ImageTransformer, init_params, make_model
 from image_transformer.optimizers import learning_rate, make_optimizer
+from image_transformer.paths import as_path, is_address
 from image_transformer.progress import Progress
 from image_transformer.reports import write_evaluation
 from image_transformer.runs import TrainedOn, check_workdir, own, read_trained_on, write_trained_on
@@ -327,9 +328,9 @@ def _check(config: Config | Mapping[str, Any],
            workdir: os.PathLike | str) -> tuple[Config, epath.Path, ImageTransformer]:
   """The configuration, folder and model, checked before data are prepared."""
   config = config if isinstance(config, Config) else from_dict(dict(config))
-  if config.init_from and '://' not in config.init_from:
+  if config.init_from and not is_address(config.init_from):
     config = dataclasses.replace(config, init_from=os.path.abspath(os.path.expanduser(config.init_from)))
-  folder = epath.Path(workdir).expanduser()
+  folder = as_path(workdir)
   model = check_config(config)
   if jax.process_count() == 1:  # another process may have begun to write there already
     check_workdir(folder)

@@ -11,6 +11,7 @@ from etils import epath
 
 from image_transformer import devices
 from image_transformer.errors import InputError
+from image_transformer.paths import is_address
 
 
 def write_whole(path: epath.Path, content: str | bytes) -> None:
@@ -77,7 +78,7 @@ def lock(workdir: epath.Path) -> Iterator[None]:
   Raises:
     InputError: if another process trains there.
   """
-  if '://' in os.fspath(workdir):
+  if is_address(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     yield
     return

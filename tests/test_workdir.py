@@ -10,6 +10,7 @@ import pytest
 from image_transformer import config as config_lib
 from image_transformer import metrics, runs
 from image_transformer.errors import InputError
+from image_transformer.paths import as_path
 from image_transformer.workdir import survive, write_whole
 
 
@@ -68,3 +69,13 @@ def test_a_bucket_without_its_package_is_one_line(call, mode):
   code, printed = call(f'--mode={mode}', '--workdir=s3://bucket/run')
   last = printed.strip().splitlines()[-1]
   assert code == 2 and last.startswith('Error: --workdir=s3://bucket/run needs another package'), printed
+
+
+def test_only_the_beginning_of_a_path_makes_it_an_address(tmp_path):
+  for name in ('a://b', "日本{'://x", 'gs://x', 's3:/x'):
+    folder = as_path(f'{tmp_path}/{name}')
+    folder.mkdir(parents=True)
+    assert os.path.isdir(f'{tmp_path}/{name}') and folder.is_dir()
+  assert os.fspath(as_path('gs://bucket/runs')) == 'gs://bucket/runs'
+  with pytest.raises(InputError, match='ftp://host/run is an address of an unknown kind'):
+    as_path('ftp://host/run')

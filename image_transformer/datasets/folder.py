@@ -11,7 +11,6 @@ import re
 import sys
 import tempfile
 
-from etils import epath
 import numpy as np
 from PIL import Image
 import tensorflow_datasets as tfds
@@ -21,6 +20,7 @@ from image_transformer import images
 from image_transformer.config import FolderConfig, ImageSpec
 from image_transformer.datasets.local import Local
 from image_transformer.errors import InputError, one_line
+from image_transformer.paths import as_path
 
 SPLITS = ('train', 'test')
 _MAX_LINES = 20  # of the summary, when it is printed
@@ -35,9 +35,9 @@ class Settings(tfds.core.BuilderConfig):
 
 def settings(folder: FolderConfig) -> Settings:
   if folder.path:  # '' must not become the working directory
-    folder = dataclasses.replace(folder, path=str(epath.Path(folder.path).expanduser().resolve()))
+    folder = dataclasses.replace(folder, path=str(as_path(folder.path).resolve()))
   digest = hashlib.sha256(json.dumps(dataclasses.asdict(folder), sort_keys=True).encode()).hexdigest()
-  name = re.sub(r'[^\w-]+', '_', epath.Path(folder.path).name)[:60] or 'images'
+  name = re.sub(r'[^\w-]+', '_', as_path(folder.path).name)[:60] or 'images'
   return Settings(name=f'{name}-{digest[:8]}', folder=folder)
 
 
@@ -76,8 +76,8 @@ class ImageTransformerFolder(Local, tfds.core.GeneratorBasedBuilder, skip_regist
     path = self.builder_config.folder.path
     if not path:
       raise InputError('folder.path is not set: it must name a folder of images.')
-    if not epath.Path(path).is_dir():
-      what = 'is a file' if epath.Path(path).exists() else 'does not exist'
+    if not as_path(path).is_dir():
+      what = 'is a file' if as_path(path).exists() else 'does not exist'
       raise InputError(f'folder.path is {path}, which {what}: name a folder of images.')
     # Fitted images wait here until all are read and the split is known; the file has no name, so none is left behind.
     with tempfile.TemporaryFile() as self._spool:

@@ -6,6 +6,9 @@
   python main.py --mode=complete --workdir=DIR --input=FILE_OR_FOLDER --keep=16
   python main.py --mode=superres --workdir=DIR --input=FILE_OR_FOLDER --temperature=1.0,0.9,0.8
   python main.py --mode=picture --workdir=DIR --kind=attention --position=16,16
+  python main.py --mode=compress --workdir=DIR --input=FILE_OR_FOLDER --output=FILE
+  python main.py --mode=decompress --workdir=DIR --input=FILE --output=FOLDER
+  python main.py --mode=score --workdir=DIR --input=FILE_OR_FOLDER
   python main.py --mode=table --workdir=runs
 
 Once installed, `image-transformer` is the same program, and takes the configurations that come with it by name
@@ -37,7 +40,8 @@ from image_transformer.training import dry_run, train
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, such as configs/digits.py[:smoke].')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run. Default: runs/<name of the configuration>.')
-_MODE = flags.DEFINE_string('mode', 'train', 'train, eval, sample, complete, superres, picture or table.')
+_MODE = flags.DEFINE_string('mode', 'train', 'train, eval, sample, complete, superres, picture, compress, decompress, '
+                            'score or table.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Say what would be trained and what a step costs, and do nothing else.')
 _AVERAGE = flags.DEFINE_integer('average_checkpoints', 1, 'Use the mean of the parameters of the newest N checkpoints.')
 _NUM_SAMPLES = flags.DEFINE_integer('num_samples', None, 'How many images to draw; per input, if there are inputs. '
@@ -47,7 +51,10 @@ _TEMPERATURE = flags.DEFINE_list('temperature', None, 'One or more, separated by
 _SEED = flags.DEFINE_integer('seed', 0, 'Seed of the images drawn.')
 _NPZ = flags.DEFINE_bool('npz', False, 'Also write all arrays as .npz.')
 _INPUT = flags.DEFINE_string('input', None, 'An image file or a folder. Default: the images of eval.split.')
-_NUM_INPUTS = flags.DEFINE_integer('num_inputs', 8, 'How many inputs to use, from the first; 0: all.')
+_OUTPUT = flags.DEFINE_string('output', None, 'The file or folder to write.')
+_NO_VERIFY = flags.DEFINE_bool('no_verify', False, 'Do not decompress what was compressed, to be sure of it.')
+_NUM_INPUTS = flags.DEFINE_integer('num_inputs', None, 'How many inputs to use, from the first; 0: all. Default: 8, '
+                                   'and all to compress and score.')
 _KEEP = flags.DEFINE_integer('keep', None, 'How many rows of each input to keep.')
 _KIND = flags.DEFINE_string('kind', 'attention', 'The picture: attention (of one position), memory (what it may attend '
                             'to), bits (of each pixel) or curves (bits/dim by step).')
@@ -67,13 +74,16 @@ _FLAGS = {'train': ['config', 'dry_run'], 'eval': ['config', 'average_checkpoint
 _FLAGS['sample'] = [*_FLAGS['eval'], 'num_samples', 'temperature', *_TYPED, 'seed', 'npz']
 _FLAGS['superres'] = [*_FLAGS['sample'], 'input', 'num_inputs']
 _FLAGS['complete'] = [*_FLAGS['superres'], 'keep']
+_FLAGS['score'] = [*_FLAGS['eval'], 'input', 'num_inputs']
+_FLAGS['compress'] = [*_FLAGS['score'], *_TYPED, 'output', 'no_verify']
+_FLAGS['decompress'] = [*_FLAGS['eval'], 'input', 'output']
 _FLAGS['picture --kind=attention'] = [*_FLAGS['eval'], 'kind', *_TYPED, 'input', 'position']
 _FLAGS['picture --kind=memory'] = ['config', 'kind', 'position']
 _FLAGS['picture --kind=bits'] = [*_FLAGS['eval'], 'kind', *_TYPED, 'input', 'num_inputs']
 _FLAGS['picture --kind=curves'] = ['kind']
 _AS_FLAG = {'rows': '--keep', 'num_checkpoints': '--average_checkpoints', **{name: f'--{name}' for name in (
-    'mode', 'position', 'num_inputs', 'input', 'temperature', 'coordinator', 'num_processes', 'process_id', *_TYPED)}}
-
+    'mode', 'position', 'num_inputs', 'num_samples', 'seed', 'input', 'output', 'temperature', 'coordinator',
+    'num_processes', 'process_id', *_TYPED)}}
 
 
 def _train() -> None:
@@ -111,7 +121,9 @@ def _table() -> None:
 
 
 _MODES = {'train': _train, 'eval': _eval, 'sample': lambda: _task().sample(), 'complete': _complete,
-          'superres': lambda: _task().enlarge(), 'picture': _picture, 'table': _table}
+          'superres': lambda: _task().enlarge(), 'picture': _picture, 'table': _table,
+          'compress': lambda: _task().compress(_OUTPUT.value or '', not _NO_VERIFY.value),
+          'decompress': lambda: _task().decompress(_OUTPUT.value or ''), 'score': lambda: _task().score()}
 
 
 def _load() -> Run:
@@ -133,11 +145,6 @@ def _task() -> tasks.Task:
   good = words is None or words and all(re.fullmatch(r'(\d+\.?\d*|\.\d+)(e[+-]?\d+)?', word) and
                                         config_lib.positive_float(float(word)) for word in words)
   check(good, 'temperature', ','.join(words or ()), 'one or more positive numbers, separated by commas')
-  check(0 <= _SEED.value < 2**32, '--seed', _SEED.value, 'in 0..2^32-1')
-  check(_NUM_SAMPLES.value is None or 0 < _NUM_SAMPLES.value <= 10**6, '--num_samples', _NUM_SAMPLES.value,
-        'in 1..1000000')
-  check(_NUM_INPUTS.value >= 0, 'num_inputs', _NUM_INPUTS.value, '0 (all) or positive')
-  check(_INPUT.value != '', 'input', '', 'a file or a folder')
   typed = {flag.name: flag.value for flag in _CONDITIONS if flag.value is not None}
   return tasks.Task(_load(), typed, _INPUT.value, _NUM_INPUTS.value, _NUM_SAMPLES.value, [*map(float, words or ())],
                     _SEED.value, _NPZ.value)
@@ -150,15 +157,7 @@ def _given_config() -> config_lib.Config | None:
 def _workdir() -> epath.Path:
   if _WORKDIR.value:
     check(not _WORKDIR.value.startswith('-'), '--workdir', _WORKDIR.value, 'a folder, not the next flag')
-    check('\0' not in _WORKDIR.value, '--workdir', _WORKDIR.value, 'without null characters')
-    path = as_path(_WORKDIR.value)
-    check(not str(path).startswith('~'), '--workdir', _WORKDIR.value, 'a path whose user exists')
-    try:
-      path.exists()
-    except ImportError as error:
-      raise InputError(f'--workdir={path} needs another package ({last_line(error)}): pip install '
-                       "'image_transformer[gcs]' (s3fs for s3://).") from error
-    return path
+    return as_path(_WORKDIR.value, '--workdir')
   if _CONFIG.value is None:
     raise InputError('Nothing to do: give --config=configs/NAME.py, or --workdir=DIR of a run.')
   name, _, variant = os.path.basename(config_flags.get_config_filename(flags.FLAGS['config'])).partition(':')

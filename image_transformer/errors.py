@@ -1,5 +1,6 @@
 """Errors that end a run, each with a one-line message for the user."""
 
+from collections.abc import Sequence
 import re
 from typing import Any
 
@@ -20,6 +21,11 @@ def one_line(text: str) -> str:
   return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def some(items: Sequence) -> str:
+  """The first few items for a message."""
+  return ', '.join(map(str, items[:10])) + (', ...' if len(items) > 10 else '')
+
+
 class InputError(ValueError):
   """A parameter, field, image, dataset or checkpoint that cannot be used.
 
@@ -33,6 +39,10 @@ class InputError(ValueError):
 
 class MissingDataError(InputError):
   """A dataset that is not available; a damaged one is a plain InputError."""
+
+
+class NotAnImageError(InputError):
+  """A file that is no image at all, or of a format that is not read."""
 
 
 class RunError(RuntimeError):

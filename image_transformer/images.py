@@ -11,7 +11,7 @@ from etils import epath
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from image_transformer.errors import InputError
+from image_transformer.errors import InputError, NotAnImageError
 from image_transformer.paths import as_path
 
 _FORMATS = ('PNG', 'JPEG', 'WEBP')
@@ -54,7 +54,7 @@ def find_files(path: os.PathLike | str) -> tuple[list[epath.Path], dict[epath.Pa
   return files, left_out
 
 
-def read_image(path: os.PathLike | str, channels: int) -> np.ndarray:
+def read_image(path: os.PathLike | str, channels: int, exact: bool = False) -> np.ndarray:
   """Reads a PNG, JPEG or WebP file, recognised by its content, not its name.
 
   EXIF orientation is applied, transparency is blended onto white, only the first frame of an animation is read, and
@@ -63,6 +63,7 @@ def read_image(path: os.PathLike | str, channels: int) -> np.ndarray:
   Args:
     path: the file.
     channels: 1 (grey) or 3 (RGB).
+    exact: whether to reject what these channels of bytes cannot hold: transparency, 16 bits or, in grey, colours.
 
   Returns:
     uint8 [H, W, channels].
@@ -76,9 +77,9 @@ def read_image(path: os.PathLike | str, channels: int) -> np.ndarray:
       warnings.simplefilter('ignore')  # about damaged metadata, say; damaged pixels raise
       content = _without_metadata(as_path(path).read_bytes())
       with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-        return _pixels(image, channels)
+        return _pixels(image, channels, exact)
   except UnidentifiedImageError as error:
-    raise InputError(f'{path} is not a PNG, JPEG or WebP image.') from error
+    raise NotAnImageError(f'{path} is not a PNG, JPEG or WebP image.') from error
   except Exception as error:  # PIL's decoders raise more than a dozen kinds
     reason = getattr(error, 'strerror', None) or ' '.join(str(error).split()) or type(error).__name__
     raise InputError(f'{path} cannot be used as an image ({reason}).') from error
@@ -183,18 +184,25 @@ def _without_metadata(content: bytes) -> bytes:
   return b''.join(kept)
 
 
-def _pixels(image: Image.Image, channels: int) -> np.ndarray:
+def _pixels(image: Image.Image, channels: int, exact: bool) -> np.ndarray:
   with contextlib.suppress(Exception):  # damaged EXIF can raise anything
     turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     image = image.transpose(turn) if turn is not None else image
+  if exact and image.mode not in ('1', 'L', 'LA', 'P', 'RGB', 'RGBA'):
+    raise ValueError(f'it holds {image.mode}, not 8 bits of grey or RGB')
   if image.mode.startswith('I'):  # 16-bit grey, which PIL would clip to 8 bits
     values = np.array(image, np.int32)
     values[values == image.info.get('transparency', -1)] = 65_535
     image = Image.fromarray(((values * 255 + 32_767) // 65_535).astype(np.uint8))
   if image.has_transparency_data:
     image = image.convert('RGBA')
+    if exact and image.getchannel('A').getextrema() != (255, 255):
+      raise ValueError('it is transparent')
     image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
   image = image.convert('RGB')
   if channels == 1:
-    image = image.convert('L')
+    grey = image.convert('L')
+    if exact and grey.convert('RGB').tobytes() != image.tobytes():
+      raise ValueError('it has colours')
+    image = grey
   return np.array(image).reshape(image.height, image.width, channels)

@@ -4,14 +4,14 @@ import os
 
 import numpy as np
 
-from image_transformer import batching, data, images
-from image_transformer.errors import InputError
+from image_transformer import batching, data, images, pictures
+from image_transformer.errors import InputError, NotAnImageError
 from image_transformer.library import Run
 from image_transformer.paths import as_path
 from image_transformer.workdir import warn
 
 
-def read_inputs(run: Run, path: os.PathLike | str | None, number: int) -> dict[str, np.ndarray]:
+def read_inputs(run: Run, path: os.PathLike | str | None, number: int, exact: bool = False) -> dict[str, np.ndarray]:
   """Reads images and fits them to a model.
 
   Args:
@@ -20,10 +20,11 @@ def read_inputs(run: Run, path: os.PathLike | str | None, number: int) -> dict[s
       generates and downsampled; for super-resolution they may also have
       the small size already, and then have no originals.
     number: how many to read, from the first; 0: all.
+    exact: whether to reject images that would lose anything, in size, channels or intensities.
 
   Returns:
-    'image' uint8 [N, H, W, C] (absent without originals), 'low_res' for super-resolution, and
-    whatever else the split holds.
+    'image' uint8 [N, H, W, C] (absent without originals), 'low_res' for super-resolution, whatever else the split
+    holds, and 'file', the names of files.
 
   Raises:
     InputError: for files that cannot be used.
@@ -33,9 +34,15 @@ def read_inputs(run: Run, path: os.PathLike | str | None, number: int) -> dict[s
     source = data.open_split(config, config.eval.split)
     number = min(number or len(source), len(source))
     return batching.first_examples(source, number)
-  files, photos = _read(as_path(path), spec.channels, number)
+  files, photos = _read(as_path(path), spec.channels, number, exact)
   # Files hold bytes; the dataset may have fewer levels.
-  photos = [np.round(photo * ((spec.levels - 1) / 255)).astype(np.uint8) for photo in photos]
+  bytes_, photos = photos, [np.round(photo * ((spec.levels - 1) / 255)).astype(np.uint8) for photo in photos]
+  for file, photo, before in zip(files, photos, bytes_) if exact else ():
+    if photo.shape != spec.shape:
+      raise InputError(f'{file} is {photo.shape[0]} x {photo.shape[1]} (height x width), but must be exactly '
+                       f'{spec.height} x {spec.width}.')
+    if not np.array_equal(pictures.as_bytes(photo, spec.levels), before):
+      raise InputError(f'{file} has intensities other than the {spec.levels} of the model, which spread over a byte.')
   # A condition may itself be an image, and the photos may already have its size.
   for name, condition in run.model.conditions.items():
     are_it = [photo.shape == condition.shape for photo in photos]
@@ -44,7 +51,7 @@ def read_inputs(run: Run, path: os.PathLike | str | None, number: int) -> dict[s
       raise InputError(f'Some files in {path} are {height} x {width} and others are not, such as '
                        f'{files[are_it.index(False)]}: give them one kind at a time.')
     if any(are_it):
-      return {name: np.stack(photos)}
+      return {name: np.stack(photos), 'file': np.array(files, object)}
   inputs: dict[str, list[np.ndarray]] = {'image': []}
   for file, photo in zip(files, photos):
     try:
@@ -55,10 +62,10 @@ def read_inputs(run: Run, path: os.PathLike | str | None, number: int) -> dict[s
     for name, condition in run.model.conditions.items():
       if len(condition.shape) == 3:
         inputs.setdefault(name, []).append(condition.of_example(cropped))
-  return {name: np.stack(values) for name, values in inputs.items()}
+  return {name: np.stack(values) for name, values in inputs.items()} | {'file': np.array(files, object)}
 
 
-def _read(path, channels, number):
+def _read(path, channels, number, exact):
   """The first files that hold images, and these; what is left out of a folder is said."""
   found, left_out = images.find_files(path)
   left_out = {file: f'{file} is {reason}' for file, reason in left_out.items()}
@@ -67,10 +74,10 @@ def _read(path, channels, number):
     if len(files) == number > 0:
       break
     try:
-      photos.append(images.read_image(file, channels))
+      photos.append(images.read_image(file, channels, exact))
       files.append(file)
     except InputError as error:
-      if file == path:
+      if file == path or exact and not isinstance(error, NotAnImageError):
         raise
       left_out[file] = str(error).rstrip('.')
   for reason in left_out.values():

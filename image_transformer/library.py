@@ -14,6 +14,7 @@ from etils import epath
 import numpy as np
 
 from image_transformer import batching, data, devices
+from image_transformer.codec import Codec
 from image_transformer.conditions import default_given
 from image_transformer.config import Config, check
 from image_transformer.door import check_given, check_images
@@ -23,6 +24,7 @@ from image_transformer.model import ImageTransformer, make_model
 from image_transformer.paths import as_path
 from image_transformer.runs import check_same_run, load_params, read_config
 from image_transformer.sampling import check_number, make_sampler, positions_in_rows
+from image_transformer.scores import measures, with_small_memory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,6 +67,18 @@ class Run:
     # Few images need no full batch; powers of two limit the number of compiled programs.
     batch_size = min(self.config.eval.batch_size, 1 << (number - 1).bit_length())
     return make_scorer(self.model, batch_size, method)(self._params, examples)
+
+  def scores(self, images: Any, **given: Any) -> dict[str, np.ndarray]:
+    """How surprising each image is and of which class, by several measures, [N] each; see `scores.measures`.
+
+    Labels are not given: of a class-conditional model all classes are tried.
+    """
+    images = np.asarray(check_images(images, self.model.spec))
+    small = dataclasses.replace(self, model=with_small_memory(self.model))
+    labels = self.model.conditions.get('label')
+    each = [given] if labels is None else [{**given, 'label': k} for k in range(labels.num_values)]
+    by_class = [np.stack([run.log_prob(images, **one) for one in each]) for run in (self, small)]
+    return measures(images, self.model.spec.levels, *by_class)
 
   def evaluate_images(self, images: Any, **given: Any) -> Evaluation:
     """Exact bits/dim over images, with its standard error."""
@@ -130,6 +144,26 @@ class Run:
     draw = make_sampler(self.model, self.config.sample.batch_size, num_kept)
     return draw(self._params, seed, num_images, self._given(given, num_images),
                 self.config.sample.temperature if temperature is None else temperature, images)
+
+  @functools.cached_property
+  def _codec(self):
+    return Codec(self.model, self.variables['params'])
+
+  @devices.settings()
+  def compress(self, images: Any, verify: bool = True, **given: Any) -> bytes:
+    """Compresses images without loss, to their bits/dim and some 8 bytes each; see `Codec.compress`."""
+    images = np.asarray(check_images(images, self.model.spec))
+    return self._codec.compress(images, self._given(given, len(images)), verify)
+
+  @devices.settings()
+  def decompress(self, content: bytes) -> np.ndarray:
+    """The images that were compressed: uint8 [N, H, W, C]; InputError if one of them is damaged."""
+    return self._codec.decompress(content)
+
+  @devices.settings()
+  def recover(self, content: bytes) -> tuple[int, dict[int, np.ndarray]]:
+    """Of the images that were compressed: how many there were, and the undamaged ones by their index."""
+    return self._codec.recover(content)
 
   def _given(self, given, num_images):
     """Repeats a single label for all images."""

@@ -11,6 +11,11 @@ from image_transformer.model import ImageTransformer
 _MAX_STRIPS = 32  # rows; a larger picture would be too big to open
 
 
+def as_bytes(images: np.ndarray, levels: int) -> np.ndarray:
+  """Intensities in 0..levels-1 stretched to the range of bytes, as image files hold them."""
+  return np.round(images * (255 / (levels - 1))).astype(np.uint8)
+
+
 def grid(images: np.ndarray, levels: int, columns: int, height: int = 640, captions: Sequence[str] = ()) -> np.ndarray:
   """Arranges images in a grid on a dark background.
 
@@ -26,7 +31,7 @@ def grid(images: np.ndarray, levels: int, columns: int, height: int = 640, capti
   """
   number, image_height, image_width, _ = images.shape
   rows, gap = -(-number // columns), 2
-  bytes_ = np.round(images * (255 / (levels - 1))).astype(np.uint8)
+  bytes_ = as_bytes(images, levels)
   scale = max(height // (rows * image_height), 1)
   bytes_ = np.broadcast_to(bytes_, (*images.shape[:3], 3)).repeat(scale, axis=1).repeat(scale, axis=2)
   text_height = 12 if captions else 0
@@ -81,7 +86,7 @@ def samples_of(model: ImageTransformer, given: Mapping[str, np.ndarray], samples
 
 
 def png(picture: np.ndarray) -> bytes:
-  """Encodes a uint8 [height, width, 3] picture as PNG."""
+  """Encodes a uint8 [height, width, 3 or 1] picture as PNG, as small as it gets."""
   file = io.BytesIO()
-  Image.fromarray(picture).save(file, format='PNG')
+  Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(file, format='PNG', optimize=True)
   return file.getvalue()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import contextlib
+import csv
 import io
 import json
 import re
@@ -12,7 +13,7 @@ from etils import epath
 import numpy as np
 
 from image_transformer import pictures
-from image_transformer.errors import shown
+from image_transformer.errors import one_line, shown
 from image_transformer.library import Run
 from image_transformer.metrics import (
   Evaluation,
@@ -144,6 +145,20 @@ def write_figure(workdir: epath.Path, step: int, kind: str, name: str, picture: 
   write_whole(path, pictures.png(picture))
   if (workdir / 'config.json').exists():  # a run, not a folder of runs
     write_picture(workdir, step, kind, picture)
+  print(f'Wrote {path}')
+
+
+def write_scores(workdir: epath.Path, name: str, files: np.ndarray | None,
+                 scores: Mapping[str, np.ndarray]) -> None:
+  """Writes scores [N] by name as CSV, a line for each image: its file, or its index."""
+  rows = io.StringIO()
+  writer = csv.writer(rows, lineterminator='\n')
+  writer.writerow(['image', *scores])
+  number = len(next(iter(scores.values())))
+  names = range(number) if files is None else [one_line(str(file)) for file in files]
+  writer.writerows(zip(names, *([f'{value:.6g}' for value in values] for values in scores.values())))
+  path = workdir / 'scores' / f'{name}.csv'
+  write_whole(path, rows.getvalue())
   print(f'Wrote {path}')
 
 

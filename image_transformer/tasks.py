@@ -12,11 +12,13 @@ from image_transformer import pictures, reports, runs, superres
 from image_transformer.conditions import default_given
 from image_transformer.config import Config, check
 from image_transformer.data import image_spec
+from image_transformer.errors import InputError, RunError, some
 from image_transformer.inputs import read_inputs
 from image_transformer.library import Run
 from image_transformer.model import CONDITIONS, make_model
 from image_transformer.paths import as_path
 from image_transformer.sampling import positions_in_rows
+from image_transformer.workdir import write_whole
 
 FLAGS = {kind.flag[0]: kind.flag[1] for kind in CONDITIONS if kind.flag}  # the flags for conditions
 _MAX_SIDE_BY_SIDE = 32  # images in a figure
@@ -33,11 +35,17 @@ class Task:
   run: Run
   typed: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
   input: str | None = None
-  num_inputs: int = 8
+  num_inputs: int | None = None  # 8, but all where each gives a line or a stream
   num_samples: int | None = None  # None: sample.num_images, or 4 of each input
   temperatures: Sequence[float] = ()  # none: sample.temperature
   seed: int = 0
   npz: bool = False  # write arrays too
+
+  def __post_init__(self):
+    check(0 <= self.seed < 2**32, 'seed', self.seed, 'in 0..2^32-1')
+    check(self.num_samples is None or 0 < self.num_samples <= 10**6, 'num_samples', self.num_samples, 'in 1..1000000')
+    check((self.num_inputs or 0) >= 0, 'num_inputs', self.num_inputs, '0 (all) or positive')
+    check(self.input != '', 'input', '', 'a file or a folder')
 
   def sample(self) -> None:
     """Draws images and writes them as a grid."""
@@ -103,6 +111,45 @@ class Task:
       name = f'{name}_row{row}_column{column}'
     reports.write_figure(run.workdir, run.step, kind, name, figures.pixels(figure))
 
+  def compress(self, output: str, verify: bool = True) -> None:
+    """Compresses all inputs into one file, and compares its size with what the model promises."""
+    path = _new(output)
+    inputs = self._inputs(originals=True, number=self.num_inputs or 0, exact=True)
+    given, originals = {name: inputs[name] for name in self.run.model.conditions}, inputs['image']
+    content = self.run.compress(originals, verify, **given)
+    write_whole(path, content)
+    expected = self.run.evaluate_images(originals, **given)
+    print(f'{expected}, and {8 * len(content) / originals.size:.4f} in {path}: {len(content):,} bytes'
+          f'{", which give back the same images" if verify else ""}')
+
+  def decompress(self, output: str) -> None:
+    """Writes the images of a compressed file as PNG files, named by their index.
+
+    Raises:
+      RunError: if some are damaged; the others are written.
+    """
+    check(self.input, 'input', self.input, 'a compressed file')
+    folder = _new(output)
+    try:
+      number, images = self.run.recover(as_path(self.input or '').read_bytes())
+    except InputError as error:
+      raise InputError(f'{self.input}: {error}') from error
+    levels, width = self.run.model.spec.levels, max(len(str(number - 1)), 5)
+    for i, image in images.items():
+      write_whole(folder / f'{i:0{width}d}.png', pictures.png(pictures.as_bytes(image, levels)))
+    print(f'Wrote {len(images):,} images to {folder}')
+    damaged = [i for i in range(number) if i not in images]
+    if damaged:
+      raise RunError(f'{len(damaged)} of {number} images in {self.input} are damaged: {some(damaged)}.')
+
+  def score(self) -> None:
+    """Writes a line of scores for each input as CSV; see `scores.measures`."""
+    inputs = read_inputs(self.run, self.input, self.num_inputs or 0)
+    check('image' in inputs, 'input', self.input, 'images of the size that the model generates, or larger')
+    given = {name: inputs[name] for name in self.run.model.conditions if name != 'label'}
+    name = f'{self.run.step:07d}_{self._source()}_{len(inputs["image"])}'
+    reports.write_scores(self.run.workdir, name, inputs.get('file'), self.run.scores(inputs['image'], **given))
+
   def _typed(self, number):
     """The values of conditions that were typed, repeated to a number of images."""
     given = {}
@@ -115,9 +162,11 @@ class Task:
         given[kind.name] = values[np.arange(number) % len(values)]
     return given
 
-  def _inputs(self, originals=False):
+  def _inputs(self, originals=False, number=None, exact=False):
     """The inputs, with the conditions that were typed."""
-    inputs = read_inputs(self.run, self.input, self.num_inputs)
+    number = number if number is not None else 8 if self.num_inputs is None else self.num_inputs
+    inputs = read_inputs(self.run, self.input, number, exact)
+    inputs.pop('file', None)
     inputs |= self._typed(len(next(iter(inputs.values()))))
     check('image' in inputs or not originals, 'input', self.input,
           'images of the size that the model generates, or larger')
@@ -151,6 +200,14 @@ class Task:
 
   def _temperatures(self):
     return self.temperatures or [self.run.config.sample.temperature]
+
+
+def _new(output: str) -> epath.Path:
+  """A path where nothing is yet, so that nothing is overwritten."""
+  check(output, 'output', output, 'a file or a folder to write')
+  path = as_path(output, 'output')
+  check(not path.exists(), 'output', output, 'one that does not exist yet')
+  return path
 
 
 def show_memory(config: Config, workdir: epath.Path, position: tuple[int, int] | None) -> None:

@@ -176,6 +176,42 @@ def test_inputs_of_one_name_give_pictures_of_their_own(call, digits, tmp_path):
   assert len(set(found)) == 4 and all(path.exists() for path in found)
 
 
+def test_compressing_and_decompressing(call, digits, tmp_path):
+  """In processes of their own, from the split and from the folder that came out; damage costs one image."""
+  file, folder = tmp_path / 'a.itc', tmp_path / 'out'
+  images, given = load_run(digits).examples(3)
+  code, printed = call('--mode=compress', f'--workdir={digits}', '--num_inputs=3', f'--output={file}')
+  assert code == 0 and f'{file.stat().st_size:,} bytes, which give back the same images' in printed, printed
+  code, printed = call('--mode=decompress', f'--workdir={digits}', f'--input={file}', f'--output={folder}')
+  assert code == 0 and 'Wrote 3 images' in printed, printed
+  for i, image in enumerate(images):
+    with Image.open(folder / f'{i:05d}.png') as picture:
+      np.testing.assert_array_equal(np.array(picture), np.round(image[..., 0] * (255 / 16)))
+  labels = ','.join(map(str, given['label']))
+  code, printed = call('--mode=compress', f'--workdir={digits}', f'--input={folder}', f'--labels={labels}',
+                       '--no_verify', f'--output={tmp_path / "again.itc"}')
+  assert code == 0 and (tmp_path / 'again.itc').read_bytes() == file.read_bytes(), printed
+  content = bytearray(file.read_bytes())
+  content[-9] ^= 4
+  file.write_bytes(content)
+  code, printed = call('--mode=decompress', f'--workdir={digits}', f'--input={file}', f'--output={tmp_path / "rest"}')
+  assert code == 1 and printed.endswith(f'1 of 3 images in {file} are damaged: 2.\n'), printed
+  assert sorted(path.name for path in (tmp_path / 'rest').iterdir()) == ['00000.png', '00001.png']
+
+
+def test_scores_are_a_line_for_each_image(call, digits, photos):
+  for arguments, names in ((['--num_inputs=4'], ['0', '1', '2', '3']), ([f'--input={photos}'], None)):
+    code, printed = call('--mode=score', f'--workdir={digits}', *arguments)
+    path, = written(printed, '.csv')
+    lines = list(csv.DictReader(path.read_text().splitlines()))
+    assert code == 0 and path.parent == digits / 'scores'
+    assert [line['image'] for line in lines] == (names or [str(file) for file in sorted(photos.iterdir())][:len(lines)])
+    for line in lines:
+      posterior = [float(line[f'p_{k}']) for k in range(10)]
+      assert abs(sum(posterior) - 1) < 1e-4 and int(line['class']) == np.argmax(posterior)
+      assert float(line['minus_png']) == pytest.approx(float(line['bits_per_dim']) - float(line['png']), abs=1e-4)
+
+
 def test_enlarging_images_of_the_split_and_of_a_folder(call, superres, photos):
   assert (superres / 'samples' / '0000003.png').exists()
   arguments = '--mode=superres', f'--workdir={superres}', '--num_samples=2', '--npz'
@@ -280,6 +316,12 @@ def test_evaluating_does_not_care_for_how_long_a_configuration_trains(call, digi
     ('digits', '--mode=complete --keep=4 --input=nowhere.png', 'nowhere.png does not exist'),
     ('digits', '--mode=complete --keep=4 --input=README.md', 'README.md is not a PNG'),
     ('digits', '--mode=complete --keep=4 --input=results/digits/samples.png', '--labels'),
+    ('digits', '--mode=compress', "--output is '', but must be a file"),
+    ('digits', '--mode=compress --output=README.md', "--output is 'README.md', but must be one that does not exist"),
+    ('digits', '--mode=compress --output=nowhere.itc --input=results/digits/samples.png --labels=1', 'exactly 8 x 8'),
+    ('digits', '--mode=decompress --output=nowhere', '--input is None, but must be a compressed file'),
+    ('digits', '--mode=decompress --input=README.md --output=nowhere', 'README.md: This is not a file that was'),
+    ('digits', '--mode=score --output=nowhere', '--output means nothing to --mode=score'),
 ])
 def test_what_a_run_cannot_do_is_said_and_nothing_is_written(request, call, run, arguments, says):
   workdir = request.getfixturevalue(run)

@@ -68,7 +68,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, capsys):
 def test_a_bucket_without_its_package_is_one_line(call, mode):
   code, printed = call(f'--mode={mode}', '--workdir=s3://bucket/run')
   last = printed.strip().splitlines()[-1]
-  assert code == 2 and last.startswith('Error: --workdir=s3://bucket/run needs another package'), printed
+  assert code == 2 and last.startswith('Error: --workdir is s3://bucket/run, which needs another package'), printed
 
 
 def test_only_the_beginning_of_a_path_makes_it_an_address(tmp_path):

@@ -20,16 +20,19 @@ import zlib
 
 from absl import app
 from absl import flags
+from etils import epath
 import numpy as np
 
-from image_transformer import codec, library
+from image_transformer import codec, data, experiments, library
 from image_transformer.errors import InputError
 from image_transformer.images import read_image
 from image_transformer.metrics import environment
+from image_transformer.model import init_params, make_model
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The run.', required=True)
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 0, 'How many, from the first; 0: all.')
 _DAMAGED = flags.DEFINE_integer('damaged', 500, 'Damaged files.')
+_FULL_SIZE = flags.DEFINE_bool('full_size', False, 'Time the untrained model of cifar10_1d_dmol.py too.')
 _RUNS = flags.DEFINE_integer('runs', 3, 'Timed runs, in turn.')
 _OUT = flags.DEFINE_string('out', None, 'JSON file to write.')
 
@@ -71,6 +74,13 @@ def times(run: library.Run, images: np.ndarray, given: dict) -> dict[str, float]
       'decompress': lambda: run.decompress(content),
   }, _RUNS.value)
   return {name: value / len(part) for name, value in measuring.medians(seconds).items()}
+
+
+def full_size() -> library.Run:
+  """The paper's DMOL model, untrained."""
+  config = experiments.load_config('cifar10_1d_dmol')
+  model = make_model(config.model, data.image_spec(config))
+  return library.Run(config, model, {'params': init_params(model, 0)}, 0, epath.Path('.'))
 
 
 def damage(content: bytes, other: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
@@ -143,7 +153,9 @@ def main(argv):
       'workdir': os.path.basename(os.path.abspath(_WORKDIR.value)), 'step': run.step, 'num_images': len(images),
       'bits_per_dim': evaluation.as_dict()['bits_per_dim'], 'file_bits_per_dim': 8 * files['bytes'] / images.size,
       'of_which_conditions': stored, **files, 'seconds_per_image': times(run, images, given),
-      'batch': codec.BATCH, 'damaged': damaged(run, images, given) if _DAMAGED.value else {}}
+      'batch': codec.BATCH,
+      'full_size_seconds_per_image': times(full_size(), images[:codec.BATCH], {}) if _FULL_SIZE.value else None,
+      'damaged': damaged(run, images, given) if _DAMAGED.value else {}}
   print(json.dumps(report, indent=2))
   if _OUT.value:
     about = {'command': ' '.join(['python', 'benchmarks/codec.py', *sys.argv[1:]]), **environment()}

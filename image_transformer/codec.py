@@ -22,6 +22,7 @@ import zlib
 
 import constriction
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from image_transformer import attention, stopping
@@ -206,9 +207,10 @@ class Codec:
         index = int(layout.order[block, slot])
         if index < 0:  # padding, which nothing attends to
           continue
-        parameters_BP, caches = programs.step(self._params, encoded, caches, fed_BV, block, slot)
+        parameters_BP, probabilities_BL, caches = programs.step(self._params, encoded, caches, fed_BV, block, slot)
         fed_BV = np.zeros_like(fed_BV)
-        for channel, program in enumerate(programs.probabilities):
+        fed_BV[:, 0] = next_value(index, 0, np.asarray(probabilities_BL))
+        for channel, program in enumerate(programs.later_channels, 1):
           fed_BV[:, channel] = next_value(index, channel, np.asarray(program(parameters_BP, fed_BV)))
         yield index
       windows = programs.end_block(windows, caches)
@@ -280,19 +282,16 @@ class _Programs:
       return model.apply({'params': params}, given, None, BATCH, method='encode'), model.empty_windows(BATCH)
 
     def step(params, encoded, caches, fed_BV, block, slot):
-      return model.apply({'params': params}, fed_BV, block, slot, encoded, caches, method='step')
-
-    def probabilities(channel, parameters_BP, values_BV):
-      unnormalized_BL = likelihood.channel_probabilities(parameters_BP, values_BV)[:, channel]
-      return unnormalized_BL / unnormalized_BL.sum(axis=-1, keepdims=True)
+      parameters_BP, caches = model.apply({'params': params}, fed_BV, block, slot, encoded, caches, method='step')
+      return parameters_BP, likelihood.drawn_probabilities(parameters_BP, jnp.zeros_like(fed_BV), 0), caches
 
     self.begin = jax.jit(begin)
     self.begin_block = jax.jit(lambda windows: [attention.begin_block(window, layout) for window in windows])
     self.step = jax.jit(step, donate_argnums=2)
     self.end_block = jax.jit(lambda windows, caches: [attention.end_block(*both) for both in zip(windows, caches)],
                              donate_argnums=0)
-    self.probabilities = [jax.jit(functools.partial(probabilities, channel))
-                          for channel in range(likelihood.values_per_position)]
+    self.later_channels = [jax.jit(functools.partial(likelihood.drawn_probabilities, channel=channel))
+                           for channel in range(1, likelihood.values_per_position)]
 
 
 @functools.lru_cache(maxsize=8)

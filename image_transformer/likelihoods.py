@@ -61,8 +61,12 @@ class Categorical:
 
   def channel_probabilities(self, parameters: jax.Array, values: jax.Array) -> jax.Array:
     """Probabilities [..., 1, levels] of every level; `values` is ignored."""
-    del values
-    return jax.nn.softmax(_bounded(parameters))[..., None, :]
+    return self.drawn_probabilities(parameters, values, 0)[..., None, :]
+
+  def drawn_probabilities(self, parameters: jax.Array, values: jax.Array, channel: int) -> jax.Array:
+    """Probabilities [..., levels] with which `sample` draws every level."""
+    del values, channel
+    return jax.nn.softmax(_bounded(parameters))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +193,21 @@ class DiscretizedLogisticMixture:
       posterior = jax.nn.log_softmax(log_weights + log_probs[..., :channel].sum(axis=-1))
       probabilities.append(jnp.exp(jax.nn.logsumexp(posterior[..., None] + log_bins, axis=-2)))
     return jnp.stack(probabilities, axis=-2)
+
+  def drawn_probabilities(self, parameters: jax.Array, values: jax.Array, channel: int) -> jax.Array:
+    """Probabilities [..., levels] with which `sample` draws each level of a channel, given the earlier channels.
+
+    The masses of all bins, without the approximation of those that hold little, so that they sum to 1.
+    """
+    log_weights, log_probs = self._component_log_probs(parameters, values)
+    _, means, log_scales, coefficients = self._split(parameters)
+    posterior = jax.nn.softmax(log_weights + log_probs[..., :channel].sum(axis=-1))
+    mean = self._conditional_mean(channel, means, coefficients, self._scale(values[..., None, :]))
+    edges = self._scale(jnp.arange(self.levels - 1) + 0.5)
+    below = jax.nn.sigmoid((edges - mean[..., None]) * jnp.exp(-log_scales[..., channel, None]))
+    below = jnp.pad(below, [(0, 0)] * (below.ndim - 1) + [(1, 0)])
+    below = jnp.pad(below, [(0, 0)] * (below.ndim - 1) + [(0, 1)], constant_values=1)
+    return jnp.maximum(jnp.einsum('...K,...KL->...L', posterior, jnp.diff(below), precision='highest'), 0)
 
 
 Likelihood = Categorical | DiscretizedLogisticMixture

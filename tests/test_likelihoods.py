@@ -104,6 +104,20 @@ def test_samples_have_the_probabilities(likelihood):
 
 
 @pytest.mark.parametrize('likelihood', LIKELIHOODS, ids=str)
+def test_drawn_probabilities_sum_to_one(likelihood):
+  """And are those of the evaluation, which approximates bins of less than 1e-5."""
+  for scale in (1.0, 1e4):
+    parameters = random_parameters(likelihood, 50, scale)
+    values = jax.jit(likelihood.sample)(jax.random.key(0), parameters)
+    drawn = np.stack([jax.jit(functools.partial(likelihood.drawn_probabilities, channel=channel))(parameters, values)
+                      for channel in range(values.shape[-1])], axis=-2)
+    np.testing.assert_allclose(drawn.sum(axis=-1), 1, atol=3e-6)
+    assert drawn.min() >= 0
+    if scale == 1:
+      np.testing.assert_allclose(drawn, likelihood.channel_probabilities(parameters, values), atol=3e-5)
+
+
+@pytest.mark.parametrize('likelihood', LIKELIHOODS, ids=str)
 def test_samples_are_levels(likelihood):
   for scale in (1.0, 1e4):
     values = jax.jit(likelihood.sample)(jax.random.key(0), random_parameters(likelihood, 200, scale))

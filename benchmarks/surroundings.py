@@ -1,6 +1,6 @@
 """Trains, resumes and evaluates in generated surroundings: names of folders, links, permissions, variables, outputs.
 
-  python benchmarks/surroundings.py [--count=500] [--seed=0] [--out=FILE.json]
+  python benchmarks/surroundings.py [--count=500] [--first=0] [--seed=0] [--out=FILE.json]
 
 Each case either works from beginning to end, with the same number from the evaluation as from the training, or is
 refused before the first step: exit code 2, one line, and no file made or changed. Exit code 1 if one does neither. Case
@@ -130,8 +130,9 @@ def try_case(seed: int, index: int, data_dir: pathlib.Path) -> tuple[str, str, s
   capabilities = '-dac_override,-dac_read_search'  # with which root ignores permissions
   drop = ['setpriv', f'--bounding-set={capabilities}', f'--inh-caps={capabilities}'] if os.geteuid() == 0 else []
   before = tree(base)
-  done = subprocess.run([*drop, 'bash', '-c', f'{limit} "$@" {behind}; exit ${{PIPESTATUS[0]}}', 'bash', sys.executable,
-                         '-c', _DRIVER, *commands], cwd=base, env=env, capture_output=True, timeout=600)
+  shell = f'{limit} timeout 600 "$@" {behind}; exit ${{PIPESTATUS[0]}}'  # 124: it hangs
+  done = subprocess.run([*drop, 'bash', '-c', shell, 'bash', sys.executable, '-c', _DRIVER, *commands], cwd=base, env=env,
+                        capture_output=True)
   err = done.stderr.decode(errors='replace')
   printed = done.stdout.decode(errors='replace') + err
   about = f'{workdir!r} ({kind}), {chosen}, {limit} {behind}'
@@ -161,6 +162,7 @@ def try_case(seed: int, index: int, data_dir: pathlib.Path) -> tuple[str, str, s
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--count', type=int, default=500, help='how many cases')
+  parser.add_argument('--first', type=int, default=0, help='the first of them')
   parser.add_argument('--seed', type=int, default=0, help='of the cases')
   parser.add_argument('--only', type=int, help='run this case alone')
   parser.add_argument('--out', help='JSON file to write')
@@ -171,7 +173,7 @@ def main() -> int:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = f'{scratch}/cache'
     data_dir = pathlib.Path(scratch, 'data')
     data.open_split(Config(dataset='digits', data_dir=str(data_dir)), 'train')  # prepared before any case
-    cases = [args.only] if args.only is not None else tqdm(range(args.count), unit='case')
+    cases = [args.only] if args.only is not None else tqdm(range(args.first, args.first + args.count), unit='case')
     for index in cases:
       outcome, about, printed = try_case(args.seed, index, data_dir)
       good = outcome in ('works', 'refused')

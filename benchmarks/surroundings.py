@@ -131,8 +131,8 @@ def try_case(seed: int, index: int, data_dir: pathlib.Path) -> tuple[str, str, s
   drop = ['setpriv', f'--bounding-set={capabilities}', f'--inh-caps={capabilities}'] if os.geteuid() == 0 else []
   before = tree(base)
   shell = f'{limit} timeout 600 "$@" {behind}; exit ${{PIPESTATUS[0]}}'  # 124: it hangs
-  done = subprocess.run([*drop, 'bash', '-c', shell, 'bash', sys.executable, '-c', _DRIVER, *commands], cwd=base, env=env,
-                        capture_output=True)
+  done = subprocess.run([*drop, 'bash', '-c', shell, 'bash', sys.executable, '-c', _DRIVER, *commands], cwd=base,
+                        env=env, capture_output=True)
   err = done.stderr.decode(errors='replace')
   printed = done.stdout.decode(errors='replace') + err
   about = f'{workdir!r} ({kind}), {chosen}, {limit} {behind}'

@@ -9,7 +9,7 @@ import sys
 import jax
 import pytest
 
-from helpers import paper_visible
+from helpers import leave_run, paper_visible
 from image_transformer import config as config_lib
 from image_transformer import data
 from image_transformer.configs import digits
@@ -64,6 +64,7 @@ def test_sampling(tmp_path, model):
     assert row['times rerun'] == pytest.approx(rerun / row['seconds_per_batch'][0])
 
 
+@pytest.mark.long
 def test_scale(tmp_path):
   sizes = ['--sizes=16,32', '--dense_sizes=16,32', '--layers=1', '--width=16']
   rows = measure(tmp_path, 'scale', *sizes, '--runs=1')['rows']
@@ -75,6 +76,26 @@ def test_scale(tmp_path):
 def test_pipeline(tmp_path):
   row, = measure(tmp_path, 'pipeline', '--config=configs/digits.py', '--batch_sizes=32', '--runs=1')['rows']
   assert row['images/s'] == row['all'][0] > 0
+
+
+@pytest.mark.long
+def test_the_codec_and_outliers(tmp_path):
+  leave_run(tmp_path / 'run', config_lib.from_dict({
+      'dataset': 'digits', 'data_dir': str(tmp_path / 'data'), 'eval': {'num_images': 12},
+      'model': {'query_block': (16,), 'memory_flange': (16,), 'num_layers': 1, 'hidden_size': 8, 'num_heads': 1,
+                'ffn_size': 8, 'class_conditional': True}}))
+  where = f'--workdir={tmp_path / "run"}'
+  measured = measure(tmp_path, 'codec', where, '--num_images=40', '--damaged=24', '--runs=1')
+  assert set(measured['identical'].values()) == {40} and measured['of_which_conditions'] == 8 / 64
+  assert sum(counts['files'] for counts in measured['damaged'].values()) == 24
+  assert measured['file_bits_per_dim'] > measured['bits_per_dim']
+  assert 0 <= measure(tmp_path, 'outliers', where, '--num_images=20')['classes_found'] <= 1
+
+
+@pytest.mark.long
+def test_generated_surroundings(tmp_path):
+  outcomes = measure(tmp_path, 'surroundings', '--count=3')['outcomes']
+  assert sum(outcomes.values()) == 3 and 'wrong' not in outcomes
 
 
 @pytest.mark.long

@@ -35,6 +35,7 @@ OURS = {
     'the recipe': ('cifar10_fast.py:smoke', {'train.flip': True}),  # up to half an hour; longer: `cifar10_fast.py`
     "the paper's recipe": ('cifar10_1d_dmol.py:smoke', {'train.flip': True, 'train.ema_decay': 0.999}),
 }
+CONTESTANTS = {'the recipe': 'recipe', "the paper's recipe": 'paper', 'PixelCNN++': 'pixelcnn'}  # and names of files
 LOG_EVERY = 50  # steps
 # blocks, filters, batch size, learning rate
 PIXELCNN = [(1, 48, 8, 1e-3), (1, 32, 4, 2e-3), (2, 32, 4, 1e-3), (1, 64, 4, 1e-3), (1, 32, 2, 1e-3), (2, 48, 2, 1e-3)]
@@ -123,8 +124,8 @@ def best_settings(out: pathlib.Path) -> tuple:
 
 def race(args) -> None:
   for seed in range(args.seeds):
-    for name in [*OURS, 'PixelCNN++']:
-      path = args.out / f'{name.replace(" ", "_").replace(chr(39), "")}_{args.minutes}_seed_{seed}.json'
+    for name, stem in CONTESTANTS.items():
+      path = args.out / f'{stem}_{args.minutes}_seed_{seed}.json'
       if path.exists():
         continue
       if name in OURS:
@@ -138,8 +139,9 @@ def runs(out: pathlib.Path) -> dict[tuple[str, int], list[dict]]:
   """All finished runs by contestant and minutes."""
   found: dict[tuple[str, int], list[dict]] = {}
   for path in sorted(out.glob('*_seed_*.json')):
-    name, minutes = path.stem.split('_seed_')[0].rsplit('_', 1)
-    found.setdefault((name.replace('_', ' '), int(minutes)), []).append(json.loads(path.read_text()))
+    stem, minutes = path.stem.split('_seed_')[0].rsplit('_', 1)
+    name = next(name for name, of_file in CONTESTANTS.items() if of_file == stem)
+    found.setdefault((name, int(minutes)), []).append(json.loads(path.read_text()))
   return found
 
 
@@ -157,7 +159,7 @@ def curves(out: pathlib.Path) -> Figure:
   figure = Figure(figsize=(7, 4))
   FigureCanvasAgg(figure)
   axes = figure.add_subplot()
-  names = sorted({name for name, _ in runs(out)})
+  names = list(CONTESTANTS)
   for (name, minutes), each in runs(out).items():
     for run in each:
       points = [(point['seconds'], point['bits_per_dim']) for point in run['curve']]

@@ -51,6 +51,13 @@ def test_measured_runs_are_in_results():
     assert ' | '.join(f'{count:,}' for count in counts) == rest, name
 
 
+def test_the_race_is_in_results():
+  text = re.search(r'^Ten minutes on one core.*?\n\n', (ROOT / 'README.md').read_text(), re.MULTILINE | re.DOTALL)[0]
+  runs = [results('race', path.name) for path in sorted((ROOT / 'results' / 'race').glob('*_10_seed_*.json'))]
+  assert {run['num_cpus'] for run in runs} == {1}
+  assert sorted(re.findall(r'\d\.\d{3}', text)) == sorted(f'{run["bits_per_dim"]:.3f}' for run in runs)
+
+
 def test_rungs_are_in_results():
   rungs = {1: 'digits', 2: 'cifar10_fast_smoke', 3: 'cifar10_fast'}
   rows = re.findall(r'^\| (\d) \| 2 CPU cores \| .* \| ([\d.]+) \| ([\d,]+), ([\d,]+) ',

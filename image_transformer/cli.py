@@ -145,6 +145,7 @@ def _task() -> tasks.Task:
   good = words is None or words and all(re.fullmatch(r'(\d+\.?\d*|\.\d+)(e[+-]?\d+)?', word) and
                                         config_lib.positive_float(float(word)) for word in words)
   check(good, 'temperature', ','.join(words or ()), 'one or more positive numbers, separated by commas')
+  tasks.check_choices(_INPUT.value, _NUM_INPUTS.value, _NUM_SAMPLES.value, _SEED.value)
   typed = {flag.name: flag.value for flag in _CONDITIONS if flag.value is not None}
   return tasks.Task(_load(), typed, _INPUT.value, _NUM_INPUTS.value, _NUM_SAMPLES.value, [*map(float, words or ())],
                     _SEED.value, _NPZ.value)

@@ -2,6 +2,7 @@
 
 import os
 
+from etils import epath
 import numpy as np
 
 from image_transformer import batching, data, images, pictures
@@ -11,7 +12,13 @@ from image_transformer.paths import as_path
 from image_transformer.workdir import warn
 
 
-def read_inputs(run: Run, path: os.PathLike | str | None, number: int, exact: bool = False) -> dict[str, np.ndarray]:
+def read_inputs(run: Run, path: os.PathLike | str | None, number: int) -> dict[str, np.ndarray]:
+  """The images of `read_named_inputs`."""
+  return read_named_inputs(run, path, number)[0]
+
+
+def read_named_inputs(run: Run, path: os.PathLike | str | None, number: int,
+                      exact: bool = False) -> tuple[dict[str, np.ndarray], list[epath.Path] | None]:
   """Reads images and fits them to a model.
 
   Args:
@@ -23,8 +30,8 @@ def read_inputs(run: Run, path: os.PathLike | str | None, number: int, exact: bo
     exact: whether to reject images that would lose anything, in size, channels or intensities.
 
   Returns:
-    'image' uint8 [N, H, W, C] (absent without originals), 'low_res' for super-resolution, whatever else the split
-    holds, and 'file', the names of files.
+    'image' uint8 [N, H, W, C] (absent without originals), 'low_res' for super-resolution, and
+    whatever else the split holds; and the files, if there is a path.
 
   Raises:
     InputError: for files that cannot be used.
@@ -33,7 +40,7 @@ def read_inputs(run: Run, path: os.PathLike | str | None, number: int, exact: bo
   if not path:
     source = data.open_split(config, config.eval.split)
     number = min(number or len(source), len(source))
-    return batching.first_examples(source, number)
+    return batching.first_examples(source, number), None
   files, photos = _read(as_path(path), spec.channels, number, exact)
   # Files hold bytes; the dataset may have fewer levels.
   bytes_, photos = photos, [np.round(photo * ((spec.levels - 1) / 255)).astype(np.uint8) for photo in photos]
@@ -51,7 +58,7 @@ def read_inputs(run: Run, path: os.PathLike | str | None, number: int, exact: bo
       raise InputError(f'Some files in {path} are {height} x {width} and others are not, such as '
                        f'{files[are_it.index(False)]}: give them one kind at a time.')
     if any(are_it):
-      return {name: np.stack(photos), 'file': np.array(files, object)}
+      return {name: np.stack(photos)}, files
   inputs: dict[str, list[np.ndarray]] = {'image': []}
   for file, photo in zip(files, photos):
     try:
@@ -62,7 +69,7 @@ def read_inputs(run: Run, path: os.PathLike | str | None, number: int, exact: bo
     for name, condition in run.model.conditions.items():
       if len(condition.shape) == 3:
         inputs.setdefault(name, []).append(condition.of_example(cropped))
-  return {name: np.stack(values) for name, values in inputs.items()} | {'file': np.array(files, object)}
+  return {name: np.stack(values) for name, values in inputs.items()}, files
 
 
 def _read(path, channels, number, exact):

@@ -148,7 +148,7 @@ def write_figure(workdir: epath.Path, step: int, kind: str, name: str, picture: 
   print(f'Wrote {path}')
 
 
-def write_scores(workdir: epath.Path, name: str, files: np.ndarray | None,
+def write_scores(workdir: epath.Path, name: str, files: Sequence[epath.Path] | None,
                  scores: Mapping[str, np.ndarray]) -> None:
   """Writes scores [N] by name as CSV, a line for each image: its file, or its index."""
   rows = io.StringIO()

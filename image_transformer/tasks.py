@@ -13,7 +13,7 @@ from image_transformer.conditions import default_given
 from image_transformer.config import Config, check
 from image_transformer.data import image_spec
 from image_transformer.errors import InputError, RunError, some
-from image_transformer.inputs import read_inputs
+from image_transformer.inputs import read_named_inputs
 from image_transformer.library import Run
 from image_transformer.model import CONDITIONS, make_model
 from image_transformer.paths import as_path
@@ -22,6 +22,14 @@ from image_transformer.workdir import write_whole
 
 FLAGS = {kind.flag[0]: kind.flag[1] for kind in CONDITIONS if kind.flag}  # the flags for conditions
 _MAX_SIDE_BY_SIDE = 32  # images in a figure
+
+
+def check_choices(input: str | None, num_inputs: int | None, num_samples: int | None, seed: int) -> None:
+  """Checks what does not depend on the run; see `Task`."""
+  check(input != '', 'input', '', 'a file or a folder')
+  check((num_inputs or 0) >= 0, 'num_inputs', num_inputs, '0 (all) or positive')
+  check(num_samples is None or 0 < num_samples <= 10**6, 'num_samples', num_samples, 'in 1..1000000')
+  check(0 <= seed < 2**32, 'seed', seed, 'in 0..2^32-1')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +48,6 @@ class Task:
   temperatures: Sequence[float] = ()  # none: sample.temperature
   seed: int = 0
   npz: bool = False  # write arrays too
-
-  def __post_init__(self):
-    check(0 <= self.seed < 2**32, 'seed', self.seed, 'in 0..2^32-1')
-    check(self.num_samples is None or 0 < self.num_samples <= 10**6, 'num_samples', self.num_samples, 'in 1..1000000')
-    check((self.num_inputs or 0) >= 0, 'num_inputs', self.num_inputs, '0 (all) or positive')
-    check(self.input != '', 'input', '', 'a file or a folder')
 
   def sample(self) -> None:
     """Draws images and writes them as a grid."""
@@ -144,11 +146,11 @@ class Task:
 
   def score(self) -> None:
     """Writes a line of scores for each input as CSV; see `scores.measures`."""
-    inputs = read_inputs(self.run, self.input, self.num_inputs or 0)
+    inputs, files = read_named_inputs(self.run, self.input, self.num_inputs or 0)
     check('image' in inputs, 'input', self.input, 'images of the size that the model generates, or larger')
     given = {name: inputs[name] for name in self.run.model.conditions if name != 'label'}
     name = f'{self.run.step:07d}_{self._source()}_{len(inputs["image"])}'
-    reports.write_scores(self.run.workdir, name, inputs.get('file'), self.run.scores(inputs['image'], **given))
+    reports.write_scores(self.run.workdir, name, files, self.run.scores(inputs['image'], **given))
 
   def _typed(self, number):
     """The values of conditions that were typed, repeated to a number of images."""
@@ -165,8 +167,7 @@ class Task:
   def _inputs(self, originals=False, number=None, exact=False):
     """The inputs, with the conditions that were typed."""
     number = number if number is not None else 8 if self.num_inputs is None else self.num_inputs
-    inputs = read_inputs(self.run, self.input, number, exact)
-    inputs.pop('file', None)
+    inputs, _ = read_named_inputs(self.run, self.input, number, exact)
     inputs |= self._typed(len(next(iter(inputs.values()))))
     check('image' in inputs or not originals, 'input', self.input,
           'images of the size that the model generates, or larger')

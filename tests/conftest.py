@@ -40,7 +40,7 @@ def call(tmp_path_factory):
   def run(*arguments):
     process = _FORKS.Process(target=_run_program, args=(arguments, output))
     process.start()
-    process.join(60)
+    process.join(600)  # a machine may be busy
     text = output.read_text()
     output.unlink()
     return process.exitcode, text

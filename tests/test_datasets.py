@@ -9,6 +9,7 @@ import tarfile
 import urllib.request
 import zipfile
 
+from etils import epath
 import numpy as np
 from PIL import Image, PngImagePlugin
 import pytest
@@ -502,14 +503,14 @@ def test_unreadable_files_are_left_out(photos, tmp_path, monkeypatch):
   (photos / 'two\nlines.png').write_bytes(b'no image')
   os.mkfifo(photos / 'pipe.png')  # reading it would wait for ever
   (photos / 'secret.png').write_text('secret')
-  read_bytes = type(folder.epath.Path('x')).read_bytes
+  read_bytes = type(epath.Path('x')).read_bytes
 
   def deny(self):
     if self.name == 'secret.png':
       raise PermissionError(13, 'Permission denied')
     return read_bytes(self)
 
-  monkeypatch.setattr(type(folder.epath.Path('x')), 'read_bytes', deny)
+  monkeypatch.setattr(type(epath.Path('x')), 'read_bytes', deny)
   assert len(values(of_folder(tmp_path, photos), 'train')) == 9
   (summary,) = (tmp_path / 'data').glob('*/*/*/summary.txt')
   assert summary.read_text().splitlines()[1:] == [

@@ -77,5 +77,5 @@ def test_only_the_beginning_of_a_path_makes_it_an_address(tmp_path):
     folder.mkdir(parents=True)
     assert os.path.isdir(f'{tmp_path}/{name}') and folder.is_dir()
   assert os.fspath(as_path('gs://bucket/runs')) == 'gs://bucket/runs'
-  with pytest.raises(InputError, match='ftp://host/run is an address of an unknown kind'):
+  with pytest.raises(InputError, match='path is ftp://host/run, an address of an unknown kind'):
     as_path('ftp://host/run')

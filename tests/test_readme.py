@@ -58,6 +58,14 @@ def test_the_race_is_in_results():
   assert sorted(re.findall(r'\d\.\d{3}', text)) == sorted(f'{run["bits_per_dim"]:.3f}' for run in runs)
 
 
+def test_the_size_of_a_compressed_file_is_in_results():
+  codec = results('codec', 'cifar10_fast_smoke_5700.json')
+  text = ' '.join((ROOT / 'README.md').read_text().split())
+  assert (f'{codec["file_bits_per_dim"]:.3f} bits/dim for {codec["num_images"]:,} images at '
+          f'{codec["bits_per_dim"]:.3f}') in text
+  assert set(codec['identical'].values()) == {codec['num_images']}
+
+
 def test_rungs_are_in_results():
   rungs = {1: 'digits', 2: 'cifar10_fast_smoke', 3: 'cifar10_fast'}
   rows = re.findall(r'^\| (\d) \| 2 CPU cores \| .* \| ([\d.]+) \| ([\d,]+), ([\d,]+) ',

@@ -25,7 +25,7 @@ setuptools.setup(
     install_requires=[
         'absl-py>=2.1',
         'array_record>=0.7',
-        'constriction>=0.4.2',
+        'constriction>=0.5',
         'dm-pix>=0.4.3',
         'etils[epath]>=1.14',
         'flax>=0.12.2',

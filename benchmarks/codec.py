@@ -1,4 +1,4 @@
-"""The codec on a trained run: files in other processes, their size against the evaluator's, times, damaged files.
+"""Measures the codec on a trained run: whether images come back, the size of files, times, and what damage does.
 
   python benchmarks/codec.py --workdir=runs/cifar10_fast_smoke [--damaged=500] [--out=FILE.json]
 
@@ -25,7 +25,7 @@ import numpy as np
 
 from image_transformer import codec, data, experiments, library
 from image_transformer.errors import InputError
-from image_transformer.images import read_image
+from image_transformer.inputs import read_inputs
 from image_transformer.metrics import environment
 from image_transformer.model import init_params, make_model
 
@@ -55,9 +55,7 @@ def through_files(folder: pathlib.Path, run: library.Run, images: np.ndarray) ->
     file, output = folder / f'{one}{len(same)}.itc', folder / f'out{len(same)}'
     command(there, '--mode=compress', f'--num_inputs={len(images)}', f'--output={file}', '--no_verify')
     command(back, '--mode=decompress', f'--input={file}', f'--output={output}')
-    spec = run.model.spec
-    again = [np.round(read_image(output / f'{i:05d}.png', spec.channels) * ((spec.levels - 1) / 255)).astype(np.uint8)
-             for i in range(len(images))]
+    again = read_inputs(run, output, 0, exact=True)['image']
     same[name] = sum(map(np.array_equal, again, images))
     sizes.add(file.stat().st_size)
   assert len(sizes) == 1, 'both files are the same'

@@ -52,7 +52,7 @@ _SEED = flags.DEFINE_integer('seed', 0, 'Seed of the images drawn.')
 _NPZ = flags.DEFINE_bool('npz', False, 'Also write all arrays as .npz.')
 _INPUT = flags.DEFINE_string('input', None, 'An image file or a folder. Default: the images of eval.split.')
 _OUTPUT = flags.DEFINE_string('output', None, 'The file or folder to write.')
-_NO_VERIFY = flags.DEFINE_bool('no_verify', False, 'Do not decompress what was compressed, to be sure of it.')
+_NO_VERIFY = flags.DEFINE_bool('no_verify', False, 'Skip the verification, which decompresses the result.')
 _NUM_INPUTS = flags.DEFINE_integer('num_inputs', None, 'How many inputs to use, from the first; 0: all. Default: 8, '
                                    'and all to compress and score.')
 _KEEP = flags.DEFINE_integer('keep', None, 'How many rows of each input to keep.')

@@ -165,7 +165,7 @@ class Codec:
 
   @functools.cached_property
   def _model_digest(self):
-    """Of the parameters, and of all that the configuration says about the network."""
+    """Identifies the network: hashes its parameters and its configuration."""
     found = hashlib.sha256(repr((self.model.config, self.model.spec)).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(self._params):
       array = np.asarray(leaf)
@@ -174,8 +174,10 @@ class Codec:
 
   @functools.cached_property
   def _number_digest(self):
-    """Of the probabilities of a few positions of random images, which show what no version does, such as a processor's
-    instructions or the number of threads."""
+    """Identifies what this machine computes: hashes the probabilities of a few positions of random images.
+
+    They depend on more than versions, such as the processor's instructions or the number of threads.
+    """
     found, rng = hashlib.sha256(), np.random.default_rng(0)
     given = {name: rng.integers(condition.num_values, size=(BATCH, *condition.shape))
              for name, condition in self.model.conditions.items()}

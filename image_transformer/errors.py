@@ -42,7 +42,7 @@ class MissingDataError(InputError):
 
 
 class NotAnImageError(InputError):
-  """A file that is no image at all, or of a format that is not read."""
+  """A file that is not an image, or whose format is not supported."""
 
 
 class RunError(RuntimeError):

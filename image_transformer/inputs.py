@@ -12,9 +12,9 @@ from image_transformer.paths import as_path
 from image_transformer.workdir import warn
 
 
-def read_inputs(run: Run, path: os.PathLike | str | None, number: int) -> dict[str, np.ndarray]:
-  """The images of `read_named_inputs`."""
-  return read_named_inputs(run, path, number)[0]
+def read_inputs(run: Run, path: os.PathLike | str | None, number: int, exact: bool = False) -> dict[str, np.ndarray]:
+  """Reads images without the names of their files; see `read_named_inputs`."""
+  return read_named_inputs(run, path, number, exact)[0]
 
 
 def read_named_inputs(run: Run, path: os.PathLike | str | None, number: int,

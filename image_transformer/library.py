@@ -162,7 +162,7 @@ class Run:
 
   @devices.settings()
   def recover(self, content: bytes) -> tuple[int, dict[int, np.ndarray]]:
-    """Of the images that were compressed: how many there were, and the undamaged ones by their index."""
+    """Decompresses a file that may be damaged; returns how many images it has, and the undamaged ones by index."""
     return self._codec.recover(content)
 
   def _given(self, given, num_images):

@@ -192,7 +192,7 @@ def environment() -> dict[str, Any]:
 
 
 def _num_cpus() -> int | None:
-  """Of those that this process may use, where the system tells (`taskset` on Linux); else of the machine."""
+  """Counts the CPUs that this process may use (`taskset` on Linux), or all of the machine if that is not known."""
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 

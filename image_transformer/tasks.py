@@ -13,7 +13,7 @@ from image_transformer.conditions import default_given
 from image_transformer.config import Config, check
 from image_transformer.data import image_spec
 from image_transformer.errors import InputError, RunError, some
-from image_transformer.inputs import read_named_inputs
+from image_transformer.inputs import read_inputs, read_named_inputs
 from image_transformer.library import Run
 from image_transformer.model import CONDITIONS, make_model
 from image_transformer.paths import as_path
@@ -43,7 +43,7 @@ class Task:
   run: Run
   typed: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
   input: str | None = None
-  num_inputs: int | None = None  # 8, but all where each gives a line or a stream
+  num_inputs: int | None = None  # None: 8, or all to compress and score
   num_samples: int | None = None  # None: sample.num_images, or 4 of each input
   temperatures: Sequence[float] = ()  # none: sample.temperature
   seed: int = 0
@@ -116,7 +116,7 @@ class Task:
   def compress(self, output: str, verify: bool = True) -> None:
     """Compresses all inputs into one file, and compares its size with what the model promises."""
     path = _new(output)
-    inputs = self._inputs(originals=True, number=self.num_inputs or 0, exact=True)
+    inputs = self._inputs(originals=True, default=0, exact=True)
     given, originals = {name: inputs[name] for name in self.run.model.conditions}, inputs['image']
     content = self.run.compress(originals, verify, **given)
     write_whole(path, content)
@@ -164,10 +164,9 @@ class Task:
         given[kind.name] = values[np.arange(number) % len(values)]
     return given
 
-  def _inputs(self, originals=False, number=None, exact=False):
-    """The inputs, with the conditions that were typed."""
-    number = number if number is not None else 8 if self.num_inputs is None else self.num_inputs
-    inputs, _ = read_named_inputs(self.run, self.input, number, exact)
+  def _inputs(self, originals=False, default=8, exact=False):
+    """Reads the inputs, `default` of them if `num_inputs` is None, and adds the conditions that were typed."""
+    inputs = read_inputs(self.run, self.input, default if self.num_inputs is None else self.num_inputs, exact)
     inputs |= self._typed(len(next(iter(inputs.values()))))
     check('image' in inputs or not originals, 'input', self.input,
           'images of the size that the model generates, or larger')

@@ -63,8 +63,8 @@ def train_batches(source: Sequence, *, batch_size: int, seed: int, start_step: i
     indices, flipped = (array[part] for array in planned)
     batch = _load(source, indices)
     for values in batch.values():
-      if values.ndim == 4:  # images, small ones too: downsampling commutes with mirroring
-        values[flipped] = values[flipped, :, ::-1]
+      if values.ndim >= 4:  # images, small ones too: downsampling commutes with mirroring
+        values[flipped] = values[flipped][..., ::-1, :]
     return batch
 
   # As good as endless: of an endless sequence, Grain cannot make batches of one image.

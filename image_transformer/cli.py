@@ -55,10 +55,11 @@ _OUTPUT = flags.DEFINE_string('output', None, 'The file or folder to write.')
 _NO_VERIFY = flags.DEFINE_bool('no_verify', False, 'Skip the verification, which decompresses the result.')
 _NUM_INPUTS = flags.DEFINE_integer('num_inputs', None, 'How many inputs to use, from the first; 0: all. Default: 8, '
                                    'and all to compress and score.')
-_KEEP = flags.DEFINE_integer('keep', None, 'How many rows of each input to keep.')
+_KEEP = flags.DEFINE_integer('keep', None, 'How many rows of each input to keep, or frames of a video.')
 _KIND = flags.DEFINE_string('kind', 'attention', 'The picture: attention (of one position), memory (what it may attend '
                             'to), bits (of each pixel) or curves (bits/dim by step).')
-_POSITION = flags.DEFINE_list('position', None, 'ROW,COLUMN of the query pixel. Default: the middle.')
+_POSITION = flags.DEFINE_list('position', None, 'ROW,COLUMN of the query pixel, in videos ROW,COLUMN,FRAME. '
+                             'Default: the middle.')
 _CSV = flags.DEFINE_bool('csv', False, 'CSV instead of Markdown.')
 _ALL = flags.DEFINE_bool('all', False, "All rows of the paper's tables, also those without a run.")
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Run as one of several processes, set up by a TPU pod, SLURM or '
@@ -66,7 +67,7 @@ _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Run as one of several pr
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'The same, set by hand: HOST:PORT of process 0.')
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --coordinator: the number of processes.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator: the index of this process, from 0.')
-_CONDITIONS = [flags.DEFINE_list(name, None, text) for name, text in tasks.FLAGS.items()]
+_CONDITIONS = [flags.DEFINE_multi_string(name, None, text) for name, text in tasks.FLAGS.items()]
 
 # Which flags each mode or kind of picture reads, besides --workdir and those for several processes.
 _TYPED = list(tasks.FLAGS)
@@ -104,9 +105,9 @@ def _complete() -> None:
 
 def _picture() -> None:
   words = _POSITION.value
-  check(words is None or len(words) == 2 and all(re.fullmatch(r'\d{1,9}', word) for word in words), 'position',
-        ','.join(words or ()), 'ROW,COLUMN')
-  position = (int(words[0]), int(words[1])) if words else None
+  check(words is None or len(words) in (2, 3) and all(re.fullmatch(r'\d{1,9}', word) for word in words), 'position',
+        ','.join(words or ()), 'ROW,COLUMN, or ROW,COLUMN,FRAME of a video')
+  position = [*map(int, words)] if words else None
   if _KIND.value == 'curves':
     tasks.show_curves(_workdir())
   elif _KIND.value == 'memory':

@@ -24,7 +24,8 @@ class Encoding(NamedTuple):
   vector_BD: jax.Array | None = None  # added at every position
   context_BCD: jax.Array | None = None  # which every layer attends to
   visible_BC: jax.Array | None = None  # bool, what is visible of the context; None: all of it
-  # Rows and columns of the context in the image, in its pixels [C] each, for rotary coordinates; None: at the origin.
+  # Rows and columns of the context in the image, in its pixels [C] each, for rotary coordinates. None: it has none, and
+  # queries are not rotated; beside a context that has some, it lies at the origin.
   coordinates: Sequence[jax.Array] | None = None
 
 
@@ -37,6 +38,8 @@ class Condition:
 
   name: ClassVar[str]  # its key in batches and in `given`
   has_context: ClassVar[bool] = False  # whether the encoding has a context
+  is_located: ClassVar[bool] = False  # whether the context has coordinates in the image
+  source: ClassVar[str] = ''  # the key of an example from which `of_example` takes it
   flag: ClassVar[tuple[str, str] | None] = None  # its flag's name and help, if it can be typed
 
   def __post_init__(self):
@@ -76,8 +79,12 @@ class Condition:
     """Short texts to write below samples; none if there is nothing to say."""
     return []
 
+  def of_user(self, given: Any, num_images: int) -> Any:
+    """Values [num_images, *shape] from what a user gives in Python: one for each image, or a single one for all."""
+    return np.full(num_images, given) if np.ndim(given) == 0 and not self.shape else given
+
   def parse(self, words: Sequence[str]) -> np.ndarray:
-    """Parses words typed by the user into values [words, *shape].
+    """Parses what the user typed, once or several times, into values [N, *shape].
 
     Raises:
       InputError: if they are not valid.

@@ -8,10 +8,21 @@ import dataclasses
 import difflib
 import math
 import os
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import numpy as np
 
+from image_transformer.checks import (
+  FRACTION,
+  MAX_FLOAT,
+  OR_ZERO,
+  POSITIVE,
+  check,
+  check_choices,
+  check_ranges,
+  check_whole,
+  positive_float,
+)
 from image_transformer.errors import InputError, shown
 
 _MAX_COUNT = 2**31 - 1  # steps are counted in int32
@@ -21,62 +32,34 @@ _MAX_WEIGHTS = 10**11  # every device holds all of them, in training four times 
 _MAX_SIDE = 4_096  # of the user's own images
 
 
-def check(condition: object, field: str, value: Any, need: str) -> None:
-  """Raises InputError naming `field`, its value and what it must be."""
-  if not condition:
-    raise InputError(f'{field} is {shown(value)}, but must be {need}.')
-
-
-def _check_ranges(prefix: str, config: Any, need: str, test, *fields: str) -> None:
-  for field in fields:
-    value = getattr(config, field)
-    check(test(value), f'{prefix}.{field}', value, need)
-
-
-def _check_whole(prefix: str, config: Any, low: int, high: int, *fields: str, zero: str = '') -> None:
-  """`zero`: what 0 means, if it has a special meaning."""
-  need = f'0 ({zero}) or positive, at most {high}' if zero else f'in {low}..{high}'
-  _check_ranges(prefix, config, need, lambda value: low <= value <= high, *fields)
-
-
-def _check_choices(prefix: str, config: Any) -> None:
-  """Fields annotated as Literal[...] must have one of these values."""
-  for field, kind in get_type_hints(type(config)).items():
-    if get_origin(kind) is Literal:
-      value = getattr(config, field)
-      check(value in get_args(kind), f'{prefix}.{field}', value, f'one of {", ".join(get_args(kind))}')
-
-
-# Floats are used as float32, so they must satisfy these bounds there too.
-POSITIVE = 'a positive number that float32 holds'
-_FRACTION = 'in [0, 1), rounded to float32 too', lambda value: 0 <= value and np.float32(value) < 1
-_OR_ZERO = f'0 or {POSITIVE}', lambda value: value == 0 or positive_float(value)
-_MIN_FLOAT, _MAX_FLOAT = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-
-
-def positive_float(value: Any) -> bool:
-  """Whether this is a number that is positive and finite in float32."""
-  return isinstance(value, (int, float, np.number)) and bool(_MIN_FLOAT <= value <= _MAX_FLOAT)
-
-
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
-  """The format of a dataset's images; comes from the dataset, not the user."""
+  """The format of a dataset's images or videos; comes from the dataset, not the user."""
 
   height: int
   width: int
   channels: int  # 1 (grey) or 3 (RGB)
   levels: int = 256  # intensities are 0 .. levels - 1
   num_classes: int = 0  # 0: the dataset has no labels
+  frames: int = 0  # of a video; 0: still images
+  has_texts: bool = False  # whether every image has a text
 
   def __post_init__(self):
-    _check_whole('image', self, 1, _MAX_SIDE, 'height', 'width')
+    check_whole('image', self, 1, _MAX_SIDE, 'height', 'width')
+    check_whole('image', self, 0, _MAX_SIDE, 'frames', zero='a still image')
     check(self.channels in (1, 3), 'image.channels', self.channels, '1 or 3')
     check(2 <= self.levels <= 256, 'image.levels', self.levels, 'in 2..256')
 
   @property
-  def shape(self) -> tuple[int, int, int]:
-    return self.height, self.width, self.channels
+  def shape(self) -> tuple[int, ...]:
+    """[H, W, C], or [T, H, W, C] of a video."""
+    still = self.height, self.width, self.channels
+    return (self.frames, *still) if self.frames else still
+
+  @property
+  def stacked(self) -> 'ImageSpec':
+    """Of still images which hold the frames of a video one below another."""
+    return dataclasses.replace(self, height=max(self.frames, 1) * self.height, frames=0)
 
   @property
   def num_dims(self) -> int:
@@ -88,9 +71,11 @@ class ImageSpec:
 class ModelConfig:
   """The network (paper sections 3 and 5). Defaults: the paper's CIFAR-10 model."""
 
-  # One number: 1D, in positions (intensities, or pixels under DMOL); two: 2D, (rows, columns) in pixels.
+  # One number: 1D, in positions (intensities, or pixels under DMOL); two: 2D, (rows, columns) in pixels; three: 3D, for
+  # videos, (frames, rows, columns).
   query_block: tuple[int, ...] = (256,)
-  # Memory around the block: positions before it in 1D; in 2D (rows above, columns beside those and to its left).
+  # Memory around the block: positions before it in 1D; in 2D (rows above, columns beside those and to its left); in 3D
+  # (frames before, and rows and columns to all sides in those).
   memory_flange: tuple[int, ...] = (256,)
   # The order of pixels in 1D: by rows (the paper's), columns or diagonals, or along Hilbert's curve.
   scan: Literal['raster', 'column', 'zigzag', 'hilbert'] = 'raster'
@@ -110,7 +95,9 @@ class ModelConfig:
   embedding_bias: float = 0.0  # standard deviation of the initial biases that embed pixels; 0: the official ones
   class_conditional: bool = False  # adds a class embedding at every position
   upscale: int = 1  # super-resolution: images are generated given themselves downsampled by this factor; 1: none
-  num_encoder_layers: int = 0  # super-resolution only
+  text_length: int = 0  # images are generated given a text of at most so many bytes; longer ones are cut; 0: none
+  text_dropout: float = 0.0  # how often training hides the text, so that images without one can be scored and drawn
+  num_encoder_layers: int = 0  # of each encoder: of small images (super-resolution) and of texts
   # With sine coordinates: the small image has the large one's, and positions attend at first to their own location.
   align_encoder: bool = False
   dropout: float = 0.3  # on the embedded input and on every residual branch
@@ -125,24 +112,28 @@ class ModelConfig:
     for field in ('query_block', 'memory_flange'):
       object.__setattr__(self, field, tuple(getattr(self, field)))
     dims = len(self.query_block)
-    check(dims in (1, 2) and min(self.query_block) > 0, 'model.query_block', self.query_block,
-          'one (1D) or two (2D) positive integers')
+    check(dims in (1, 2, 3) and min(self.query_block) > 0, 'model.query_block', self.query_block,
+          'one (1D), two (2D) or, for videos, three (3D) positive integers')
     check(len(self.memory_flange) == dims and min(self.memory_flange) >= 0, 'model.memory_flange',
           self.memory_flange, f'{dims} non-negative integer(s), like model.query_block')
-    _check_choices('model', self)
-    check(dims == 1 or self.scan == 'raster', 'model.scan', self.scan, 'raster with 2D attention (model.query_block)')
-    _check_whole('model', self, 1, _MAX_LAYERS, 'num_layers')
-    _check_whole('model', self, 1, _MAX_WIDTH, 'num_mixtures', 'hidden_size', 'num_heads', 'ffn_size')
-    _check_whole('model', self, 0, _MAX_WIDTH, 'qkv_size', zero='model.hidden_size')
-    _check_ranges('model', self, POSITIVE, positive_float, 'embedding_gain')
-    _check_ranges('model', self, *_OR_ZERO, 'embedding_bias')
+    check_choices('model', self)
+    check(dims == 1 or self.scan == 'raster', 'model.scan', self.scan,
+          'raster with attention in 2D or 3D (model.query_block)')
+    check_whole('model', self, 1, _MAX_LAYERS, 'num_layers')
+    check_whole('model', self, 1, _MAX_WIDTH, 'num_mixtures', 'hidden_size', 'num_heads', 'ffn_size')
+    check_whole('model', self, 0, _MAX_WIDTH, 'qkv_size', zero='model.hidden_size')
+    check_ranges('model', self, POSITIVE, positive_float, 'embedding_gain')
+    check_ranges('model', self, *OR_ZERO, 'embedding_bias')
     check(not self.embedding_bias or self.likelihood == 'dmol', 'model.embedding_bias', self.embedding_bias,
           '0 with the categorical likelihood, which embeds intensities by a table')
-    _check_ranges('model', self, *_FRACTION, 'dropout', 'attention_dropout')
+    check_ranges('model', self, *FRACTION, 'dropout', 'attention_dropout', 'text_dropout')
     check(1 <= self.upscale <= _MAX_SIDE, 'model.upscale', self.upscale, f'1 (no super-resolution) to {_MAX_SIDE}')
-    least, most = (1, _MAX_LAYERS) if self.upscale > 1 else (0, 0)
+    check_whole('model', self, 0, _MAX_WIDTH, 'text_length', zero='no texts')
+    check(not self.text_dropout or self.text_length, 'model.text_dropout', self.text_dropout,
+          '0 without texts (model.text_length = 0)')
+    least, most = (1, _MAX_LAYERS) if self.upscale > 1 or self.text_length else (0, 0)
     check(least <= self.num_encoder_layers <= most, 'model.num_encoder_layers', self.num_encoder_layers,
-          f'in 1..{_MAX_LAYERS} for super-resolution, else 0 (model.upscale = 1)')
+          f'in 1..{_MAX_LAYERS} for super-resolution or texts, else 0 (model.upscale = 1, model.text_length = 0)')
     check(not self.align_encoder or (self.upscale > 1 and self.coordinates == 'sine'), 'model.align_encoder', True,
           'False without super-resolution (model.upscale = 1) or with coordinates other than sine')
     check(self.qkv_width % self.num_heads == 0, 'model.num_heads', self.num_heads,
@@ -179,10 +170,10 @@ class TrainConfig:
   sample_every: int = 10_000  # 0: only at the end
 
   def __post_init__(self):
-    _check_whole('train', self, 1, _MAX_COUNT, 'steps', 'log_every', 'checkpoint_every', 'keep_checkpoints')
-    _check_whole('train', self, 1, _MAX_BATCH, 'batch_size', 'accumulation')
-    _check_whole('train', self, 0, _MAX_COUNT, 'eval_every', 'sample_every', zero='only at the end')
-    _check_ranges('train', self, *_FRACTION, 'ema_decay')
+    check_whole('train', self, 1, _MAX_COUNT, 'steps', 'log_every', 'checkpoint_every', 'keep_checkpoints')
+    check_whole('train', self, 1, _MAX_BATCH, 'batch_size', 'accumulation')
+    check_whole('train', self, 0, _MAX_COUNT, 'eval_every', 'sample_every', zero='only at the end')
+    check_ranges('train', self, *FRACTION, 'ema_decay')
     check(self.batch_size % self.accumulation == 0, 'train.batch_size', self.batch_size,
           f'a multiple of train.accumulation = {self.accumulation}')
 
@@ -196,8 +187,8 @@ class EvalConfig:
   ema: bool = True  # evaluate and sample with the averaged parameters, where there are any
 
   def __post_init__(self):
-    _check_whole('eval', self, 1, _MAX_BATCH, 'batch_size')
-    _check_whole('eval', self, 0, _MAX_COUNT, 'num_images', 'num_images_during_training', zero='all')
+    check_whole('eval', self, 1, _MAX_BATCH, 'batch_size')
+    check_whole('eval', self, 0, _MAX_COUNT, 'num_images', 'num_images_during_training', zero='all')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,12 +207,12 @@ class OptimizerConfig:
   skip_non_finite: int = 0  # steps in a row to skip for a gradient that is not finite; one more stops the run
 
   def __post_init__(self):
-    _check_ranges('optimizer', self, POSITIVE, positive_float, 'learning_rate', 'epsilon')
-    _check_whole('optimizer', self, 1, _MAX_COUNT, 'warmup_steps')
-    _check_ranges('optimizer', self, *_FRACTION, 'b1', 'b2')
-    _check_ranges('optimizer', self, *_OR_ZERO, 'clip_norm')
-    _check_whole('optimizer', self, 0, _MAX_COUNT, 'skip_non_finite')
-    _check_choices('optimizer', self)
+    check_ranges('optimizer', self, POSITIVE, positive_float, 'learning_rate', 'epsilon')
+    check_whole('optimizer', self, 1, _MAX_COUNT, 'warmup_steps')
+    check_ranges('optimizer', self, *FRACTION, 'b1', 'b2')
+    check_ranges('optimizer', self, *OR_ZERO, 'clip_norm')
+    check_whole('optimizer', self, 0, _MAX_COUNT, 'skip_non_finite')
+    check_choices('optimizer', self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,8 +222,8 @@ class SampleConfig:
   batch_size: int = 36  # images at a time over all devices
 
   def __post_init__(self):
-    _check_whole('sample', self, 1, _MAX_BATCH, 'num_images', 'batch_size')
-    _check_ranges('sample', self, POSITIVE, positive_float, 'temperature')
+    check_whole('sample', self, 1, _MAX_BATCH, 'num_images', 'batch_size')
+    check_ranges('sample', self, POSITIVE, positive_float, 'temperature')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,6 +231,8 @@ class FolderConfig:
   """The dataset `folder`: images of your own, read once and kept in `data_dir`."""
 
   path: str = ''  # PNG, JPEG or WebP files, in sub-folders too
+  texts: bool = False  # read a text for every image, from NAME.txt beside NAME.png or from metadata.jsonl
+  frames: int = 0  # videos: GIFs, or the images of a sub-folder in order, of which so many are used; 0: still images
   size: tuple[int, ...] = (32, 32)  # height and width to which they are downsampled
   crop: bool = True  # crop from the centre to the proportions of `size`; False: squeeze the whole image into it
   test_fraction: float = 0.1  # of the images, kept out of training as the split 'test'
@@ -250,6 +243,7 @@ class FolderConfig:
       object.__setattr__(self, 'path', os.path.abspath(os.path.expanduser(self.path)))
     check(len(self.size) == 2 and all(0 < side <= _MAX_SIDE for side in self.size), 'folder.size', self.size,
           f'a height and a width, each in 1..{_MAX_SIDE}')
+    check_whole('folder', self, 0, _MAX_SIDE, 'frames', zero='still images')
     check(0 < self.test_fraction < 1, 'folder.test_fraction', self.test_fraction, 'between 0 and 1')
 
 
@@ -331,7 +325,7 @@ def _cast(field, value, default):
           f'integers of at most {_MAX_COUNT}')
     return value
   if isinstance(default, float) and type(value) is int:
-    check(abs(value) <= _MAX_FLOAT, field, value, 'a number that float32 holds')
+    check(abs(value) <= MAX_FLOAT, field, value, 'a number that float32 holds')
     value = float(value)
   check(type(value) is type(default), field, value, f'of type {type(default).__name__}')
   check(not isinstance(value, float) or math.isfinite(value), field, value, 'finite')

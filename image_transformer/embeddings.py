@@ -5,6 +5,8 @@ P pairs of numbers of a head.
 """
 
 from collections.abc import Callable, Sequence
+import functools
+import operator
 from typing import NamedTuple
 
 from flax import linen as nn
@@ -72,14 +74,14 @@ class PixelEmbedding(nn.Module):
     return nn.relu(dense(scaled))
 
 
-def sine_table(length: int, features: int, spacing: int = 1, depth: int = 1) -> np.ndarray:
-  """float32 [length, 2 * (features // 4)]: positional encoding of one coordinate, sines, then cosines.
+def sine_table(length: int, features: int, spacing: int = 1, depth: int = 1, axes: int = 2) -> np.ndarray:
+  """float32 [length, 2 * (features // (2 * axes))]: positional encoding of one coordinate, sines, then cosines.
 
-  Half of a two-coordinate signal of width `features`; wavelengths run from 2 pi to
+  Its share of a signal of several coordinates (`axes`) of width `features`; wavelengths run from 2 pi to
   1e4 * 2 pi. (tensor2tensor's `timing`.) With a spacing, a pixel of `depth` positions
   has the coordinates of the centre of `spacing` pixels.
   """
-  num = features // 4
+  num = features // (2 * axes)
   inverse = np.exp(-np.arange(num) * np.log(1e4) / max(num - 1, 1))
   pixel, channel = np.divmod(np.arange(length), depth)
   coordinates = (pixel * spacing + (spacing - 1) / 2) * depth + channel
@@ -88,7 +90,8 @@ def sine_table(length: int, features: int, spacing: int = 1, depth: int = 1) -> 
 
 
 class Coordinates(nn.Module):
-  """Positional encoding of the position to predict, by row and column; each RGB intensity has its own column."""
+  """Positional encoding of the position to predict, by row and column, and by frame in a video; each RGB intensity has
+  its own column."""
 
   rows: int
   columns: int
@@ -96,22 +99,24 @@ class Coordinates(nn.Module):
   kind: str  # as `model.coordinates`
   spacing: int = 1  # of pixels, 'sine' only
   depth: int = 1  # columns in a pixel
+  frames: int = 0  # 0: still images
 
   @nn.compact
-  def __call__(self, row_X: jax.Array, column_X: jax.Array) -> jax.Array:
+  def __call__(self, row_X: jax.Array, column_X: jax.Array, *frame_X: jax.Array) -> jax.Array:
     """Integer coordinates -> [X, D] (float32); for rotary ones, which layers apply, the same vector everywhere."""
     if self.kind == 'rotary':
       # With pre-norm, an input that is proportional to a pixel's intensities, or zero as at the first position, would
       # lose them in the first layer norm: this vector gives them something to be compared with.
       return self.param('origin', nn.initializers.normal(1.0), (self.features,), jnp.float32)
+    axes = [('row', self.rows, row_X, self.spacing, 1), ('column', self.columns, column_X, self.spacing, self.depth),
+            *(('frame', self.frames, index_X, 1, 1) for index_X in frame_X)]
     if self.kind == 'sine':
-      tables = (sine_table(self.rows, self.features, self.spacing),
-                sine_table(self.columns, self.features, self.spacing, self.depth))
-      signal = jnp.concatenate([jnp.asarray(table)[index] for table, index in zip(tables, (row_X, column_X))], axis=-1)
+      signal = jnp.concatenate([jnp.asarray(sine_table(length, self.features, spacing, depth, len(axes)))[index_X]
+                                for _, length, index_X, spacing, depth in axes], axis=-1)
       return jnp.pad(signal, [(0, 0)] * (signal.ndim - 1) + [(0, self.features - signal.shape[-1])])
     init = nn.initializers.normal(self.features**-0.5)
-    return (Table(self.rows, self.features, init, name='row')(row_X) +
-            Table(self.columns, self.features, init, name='column')(column_X))
+    tables = [Table(length, self.features, init, name=name)(index_X) for name, length, index_X, _, _ in axes]
+    return functools.reduce(operator.add, tables)
 
 
 def axes_of(row: jax.Array, column: jax.Array, channel: jax.Array, depth: int) -> list[jax.Array]:

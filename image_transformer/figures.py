@@ -27,25 +27,35 @@ _COLORS = '#e8e8e8', '#7fb2dd', '#f2b15f', '#c0302c'
 _LEGEND = 'not visible', 'memory', "the block's own", 'the query itself'
 
 
-def attention_of_run(run: Run, images: np.ndarray, row: int, column: int, **given: np.ndarray) -> Figure:
+def attention_of_run(run: Run, images: np.ndarray, row: int, column: int, frame: int = 0,
+                     **given: np.ndarray) -> Figure:
   """Shows the attention of the first position of a pixel to each pixel of the first image."""
-  model, index = run.model, _index(run.model, row, column)
+  model, index = run.model, _index(run.model, row, column, frame)
   look = jax.jit(lambda *args: model.apply(*args, index, method='attention_weights'))
   weights = look(run.variables, images[:1], {name: values[:1] for name, values in given.items()})
   return attention(np.asarray(weights[:, 0]), model.layout, model.spec, index)
 
 
-def middle(model: ImageTransformer) -> tuple[int, int]:
-  """Row and column of the pixel in the middle."""
-  return model.spec.height // 2, model.spec.width // 2
+def middle(model: ImageTransformer) -> tuple[int, ...]:
+  """Row and column of the pixel in the middle, and in a video the frame."""
+  spec = model.spec
+  return spec.height // 2, spec.width // 2, *([spec.frames // 2] if spec.frames else [])
 
 
-def _index(model, row, column):
+def _index(model, row, column, frame):
   """The raster index of the first position of a pixel; raises InputError if there is no such pixel."""
-  height, width, _ = model.spec.shape
-  check(0 <= row < height and 0 <= column < width, 'position', f'{row},{column}',
-        f'a row in 0..{height - 1} and a column in 0..{width - 1}')
-  return (row * model.spec.width + column) * (model.layout.num_positions // (model.spec.height * model.spec.width))
+  height, width, frames = model.spec.height, model.spec.width, model.spec.frames
+  fits = 0 <= row < height and 0 <= column < width and 0 <= frame < max(frames, 1)
+  check(fits, 'position', f'{row},{column}' + (f',{frame}' if frames else ''),
+        f'a row in 0..{height - 1} and a column in 0..{width - 1}' +
+        (f' and a frame in 0..{frames - 1}' if frames else ''))
+  return ((frame * height + row) * width + column) * model.layout.image[-1]
+
+
+def _side_by_side(values, spec):
+  """[..., positions, X] -> [..., H, W, X], the frames of a video side by side."""
+  shape = *values.shape[:-2], max(spec.frames, 1), spec.height, spec.width, values.shape[-1]
+  return np.concatenate(list(np.moveaxis(values.reshape(shape), -4, 0)), axis=-2)
 
 
 def read_logs(folder: epath.Path) -> dict[str, list[dict[str, Any]]]:
@@ -73,13 +83,18 @@ def visible_from(layout: BlockLayout, index: int) -> np.ndarray:
   return kinds
 
 
-def memory(model: ImageTransformer, row: int, column: int) -> Figure:
-  """What the first position of a pixel may see (paper figure 2); the channels of a pixel are shown side by side."""
-  figure = _figure(5.2, 5.4)
-  axes, spec = figure.add_subplot(), model.spec
-  kinds = visible_from(model.layout, _index(model, row, column)).reshape(spec.height, -1)
+def memory(model: ImageTransformer, row: int, column: int, frame: int = 0) -> Figure:
+  """What the first position of a pixel may see (paper figure 2); the channels of a pixel are shown side by side, and so
+  are the frames of a video."""
+  spec, frames = model.spec, max(model.spec.frames, 1)
+  figure = _figure(5.2 * max(frames / 3, 1), 5.4 if frames == 1 else 3.5)
+  axes = figure.add_subplot()
+  seen = visible_from(model.layout, _index(model, row, column, frame))
+  kinds = _side_by_side(seen.reshape(-1, model.layout.image[-1]), spec).reshape(spec.height, -1)
   axes.imshow(kinds, ListedColormap(_COLORS), vmin=HIDDEN, vmax=QUERY, interpolation='nearest', aspect='auto',
-              extent=(0, spec.width, spec.height, 0))
+              extent=(0, frames * spec.width, spec.height, 0))
+  for frame in range(1, frames):
+    axes.axvline(frame * spec.width, color='black', linewidth=0.8)
   axes.set_aspect('equal')
   axes.set_title(f'What one position may see: {np.count_nonzero(kinds)} of {kinds.size}')
   figure.legend(handles=[Patch(color=color, label=label) for color, label in zip(_COLORS, _LEGEND)],
@@ -95,10 +110,12 @@ def attention(weights: np.ndarray, layout: BlockLayout, spec: ImageSpec, index: 
     weights: [layers, heads, positions], each row sums to 1, as `ImageTransformer.attention_weights` gives them.
   """
   num_layers, num_heads, _ = weights.shape
-  by_pixel = weights.reshape(num_layers, num_heads, spec.height, spec.width, -1).sum(-1)
-  seen = (visible_from(layout, index) != HIDDEN).reshape(spec.height, spec.width, -1).any(-1)
-  row, column = divmod(index * spec.width * spec.height // layout.num_positions, spec.width)
-  figure = _figure(1.3 * num_heads + 0.6, 1.3 * num_layers + 0.6)
+  depth, frames = layout.image[-1], max(spec.frames, 1)
+  by_pixel = _side_by_side(weights.reshape(num_layers, num_heads, -1, depth), spec).sum(-1)
+  seen = _side_by_side((visible_from(layout, index) != HIDDEN).reshape(-1, depth), spec).any(-1)
+  row, column = divmod(index // depth, spec.width)
+  row, column = row % spec.height, column + row // spec.height * spec.width  # of the frames side by side
+  figure = _figure(1.3 * frames * num_heads + 0.6, 1.3 * num_layers + 0.6)
   panels = figure.subplots(num_layers, num_heads, squeeze=False)
   for layer, head in np.ndindex(num_layers, num_heads):
     axes, shown = panels[layer, head], by_pixel[layer, head]
@@ -119,11 +136,13 @@ def bits(images: np.ndarray, nats: np.ndarray, levels: int) -> Figure:
   """Images, and below each image the bits of each of its pixels.
 
   Args:
-    images: integers [N, H, W, C] in 0..levels-1.
-    nats: negative log-probabilities [N, H, W, positions of a pixel].
+    images: integers [N, H, W, C] in 0..levels-1, or videos [N, T, H, W, C].
+    nats: negative log-probabilities [N, (T,) H, W, positions of a pixel].
   """
+  if images.ndim == 5:  # the frames of videos are one below another
+    images, nats = (np.concatenate(list(np.moveaxis(array, 1, 0)), axis=1) for array in (images, nats))
   per_pixel = nats.sum(axis=-1) / math.log(2)
-  figure = _figure(1.5 * len(images) + 0.9, 3.4)
+  figure = _figure(1.5 * len(images) + 0.9, 3.4 * max(images.shape[1] / images.shape[2] / 2, 1))
   panels = figure.subplots(2, len(images), squeeze=False)
   for axes in panels.flat:
     axes.set(xticks=[], yticks=[])

@@ -1,7 +1,9 @@
 """Image files as uint8 [H, W, C]: finding, reading, cropping, downsampling and enlarging, with NumPy and PIL."""
 
+from collections.abc import Sequence
 import contextlib
 import io
+import itertools
 import os
 import pathlib
 import warnings
@@ -9,12 +11,13 @@ import zlib
 
 from etils import epath
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageSequence, UnidentifiedImageError
 
 from image_transformer.errors import InputError, NotAnImageError
 from image_transformer.paths import as_path
 
 _FORMATS = ('PNG', 'JPEG', 'WEBP')
+_MOVING = ('GIF', 'PNG', 'WEBP')
 
 
 def find_files(path: os.PathLike | str) -> tuple[list[epath.Path], dict[epath.Path, str]]:
@@ -85,33 +88,78 @@ def read_image(path: os.PathLike | str, channels: int, exact: bool = False) -> n
     raise InputError(f'{path} cannot be used as an image ({reason}).') from error
 
 
-def fit(image: np.ndarray, height: int, width: int, crop: bool = True) -> np.ndarray:
-  """Downsamples an image, first cropping it to the new shape's proportions if `crop`.
+def find_videos(files: Sequence[epath.Path]) -> list[epath.Path]:
+  """The videos among files: animations, and folders of still images, which are their frames in order of their names."""
+  found: dict[epath.Path, None] = {}
+  for file in files:
+    animated = False
+    with contextlib.suppress(Exception), Image.open(file, formats=_MOVING) as image:
+      animated = getattr(image, 'n_frames', 1) > 1
+    found[file if animated else file.parent] = None
+  return list(found)
+
+
+def read_video(path: os.PathLike | str, channels: int, frames: int, exact: bool = False) -> np.ndarray:
+  """Reads the first frames of an animated GIF, PNG or WebP file, or of a folder of image files in order of their names.
 
   Args:
-    image: uint8 [H, W, C].
+    path: the file or folder, as `find_videos` finds them.
+    channels, exact: as of `read_image`.
+    frames: how many.
+
+  Returns:
+    uint8 [frames, H, W, channels].
+
+  Raises:
+    InputError: if there are fewer, or they differ in size; otherwise as `read_image`.
+  """
+  if as_path(path).is_dir():
+    files = sorted(file for file in as_path(path).iterdir() if file.is_file() and not file.name.startswith('.'))
+    read: list[np.ndarray] = []
+    for file in files:
+      with contextlib.suppress(NotAnImageError):
+        read += [read_image(file, channels, exact)] if len(read) < frames else []
+  else:
+    try:
+      with Image.open(path, formats=_MOVING) as image:
+        moving = itertools.islice(ImageSequence.Iterator(image), frames)
+        read = [_pixels(frame.copy(), channels, exact) for frame in moving]
+    except Exception as error:  # as in `read_image`
+      raise NotAnImageError(f'{path} cannot be used as a video ({" ".join(str(error).split())}).') from error
+  if len(read) < frames:
+    raise NotAnImageError(f'{path} has {len(read)} frames, but must have {frames} or more.')
+  if len({frame.shape for frame in read}) > 1:
+    raise InputError(f'{path} has frames of different sizes.')
+  return np.stack(read)
+
+
+def fit(image: np.ndarray, height: int, width: int, crop: bool = True) -> np.ndarray:
+  """Downsamples an image or a video, first cropping it to the new shape's proportions if `crop`.
+
+  Args:
+    image: uint8 [..., H, W, C].
     height: of the result.
     width: of the result.
     crop: whether to crop to the largest such part, from the centre; False: the whole image is squeezed.
 
   Returns:
-    uint8 [height, width, C].
+    uint8 [..., height, width, C].
 
   Raises:
     InputError: if the image is smaller than the result in either direction.
   """
-  rows, columns, _ = image.shape
+  rows, columns, _ = image.shape[-3:]
   if rows < height or columns < width:
     raise InputError(f'The image is {rows} x {columns} (height x width), but must be at least {height} x {width}.')
   return area_resize(crop_to(image, height, width) if crop else image, height, width)
 
 
 def crop_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
-  """The largest part of an image [H, W, C] with the proportions of height and width, from the centre."""
-  rows, columns, _ = image.shape
+  """The largest part of images [..., H, W, C] with the proportions of height and width, from the centre."""
+  rows, columns, _ = image.shape[-3:]
   new_rows, new_columns = min(rows, round(columns * height / width)), min(columns, round(rows * width / height))
   top, left = (rows - new_rows) // 2, (columns - new_columns) // 2
-  return image[top:top + new_rows, left:left + new_columns]
+  return image[..., top:top + new_rows, left:left + new_columns, :]
 
 
 def area_resize(images: np.ndarray, height: int, width: int) -> np.ndarray:

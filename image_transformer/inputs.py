@@ -6,6 +6,7 @@ from etils import epath
 import numpy as np
 
 from image_transformer import batching, data, images, pictures
+from image_transformer.captions import read_captions
 from image_transformer.errors import InputError, NotAnImageError
 from image_transformer.library import Run
 from image_transformer.paths import as_path
@@ -41,12 +42,12 @@ def read_named_inputs(run: Run, path: os.PathLike | str | None, number: int,
     source = data.open_split(config, config.eval.split)
     number = min(number or len(source), len(source))
     return batching.first_examples(source, number), None
-  files, photos = _read(as_path(path), spec.channels, number, exact)
+  files, photos, texts = _read(as_path(path), spec, number, exact)
   # Files hold bytes; the dataset may have fewer levels.
   bytes_, photos = photos, [np.round(photo * ((spec.levels - 1) / 255)).astype(np.uint8) for photo in photos]
   for file, photo, before in zip(files, photos, bytes_) if exact else ():
     if photo.shape != spec.shape:
-      raise InputError(f'{file} is {photo.shape[0]} x {photo.shape[1]} (height x width), but must be exactly '
+      raise InputError(f'{file} is {photo.shape[-3]} x {photo.shape[-2]} (height x width), but must be exactly '
                        f'{spec.height} x {spec.width}.')
     if not np.array_equal(pictures.as_bytes(photo, spec.levels), before):
       raise InputError(f'{file} has intensities other than the {spec.levels} of the model, which spread over a byte.')
@@ -62,26 +63,30 @@ def read_named_inputs(run: Run, path: os.PathLike | str | None, number: int,
   inputs: dict[str, list[np.ndarray]] = {'image': []}
   for file, photo in zip(files, photos):
     try:
-      inputs['image'].append(images.fit(photo, *spec.shape[:2]))
+      inputs['image'].append(images.fit(photo, spec.height, spec.width))
     except InputError as error:
       raise InputError(f'{file}: {error}') from error
-    cropped = {'image': images.crop_to(photo, *spec.shape[:2])}
+    example = {'image': images.crop_to(photo, spec.height, spec.width)}
+    example |= {'text': texts[file]} if texts.keys() >= set(files) else {}
     for name, condition in run.model.conditions.items():
-      if len(condition.shape) == 3:
-        inputs.setdefault(name, []).append(condition.of_example(cropped))
+      if condition.source in example:
+        inputs.setdefault(name, []).append(condition.of_example(example))
   return {name: np.stack(values) for name, values in inputs.items()}, files
 
 
-def _read(path, channels, number, exact):
-  """The first files that hold images, and these; what is left out of a folder is said."""
+def _read(path, spec, number, exact):
+  """The first files that hold images, these, and the texts of files; what is left out of a folder is said."""
   found, left_out = images.find_files(path)
+  texts, sources = read_captions(found) if spec.has_texts else ({}, set())
+  found = images.find_videos(found) if spec.frames else [file for file in found if file not in sources]
   left_out = {file: f'{file} is {reason}' for file, reason in left_out.items()}
   files, photos = [], []
   for file in found:
     if len(files) == number > 0:
       break
     try:
-      photos.append(images.read_image(file, channels, exact))
+      photos.append(images.read_video(file, spec.channels, spec.frames, exact) if spec.frames else
+                    images.read_image(file, spec.channels, exact))
       files.append(file)
     except InputError as error:
       if file == path or exact and not isinstance(error, NotAnImageError):
@@ -91,4 +96,4 @@ def _read(path, channels, number, exact):
     warn(f'{reason}, and left out.')
   if not files:
     raise InputError(f'{path} holds no images that can be used: name another folder.')
-  return files, photos
+  return files, photos, texts

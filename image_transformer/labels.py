@@ -25,7 +25,7 @@ class _LabelEncoder(nn.Module):
 class Label(Condition):
   """The class of an image."""
 
-  name = 'label'
+  name = source = 'label'
   flag = 'labels', 'Classes, repeated to fill the images. Default: rows of each class, or those of the inputs.'
 
   def __post_init__(self):
@@ -62,6 +62,7 @@ class Label(Condition):
     return [str(value) for value in values]
 
   def parse(self, words):
-    good = words and all(re.fullmatch(r'\d{1,9}', word) and int(word) < self.num_values for word in words)
+    words = ','.join(words).split(',')
+    good = all(re.fullmatch(r'\d{1,9}', word) and int(word) < self.num_values for word in words)
     check(good, 'labels', ','.join(words), f'classes in 0..{self.num_values - 1}, separated by commas')
     return np.array(words, np.int32)

@@ -14,8 +14,9 @@ A query sees all of its memory, and its own block up to and including itself. Wh
 lies to the right in the block's own rows is generated later and never visible.
 
 In 1D the grid is the sequence of positions in the order of a scan: row by row, as
-in the paper, or along another path through the image. In 2D its axes are the rows,
-the columns and the positions inside a pixel, and a block holds whole pixels.
+in the paper, or along another path through the image; frame by frame in a video. In
+2D its axes are the rows, the columns and the positions inside a pixel, and a block
+holds whole pixels; in 3D, for videos, the frames come first.
 
 The order of *slots* is the order of generation with the grid padded to whole
 blocks: slot (n, t) is the t-th position of the n-th block. Tensors of the network
@@ -89,12 +90,13 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class BlockLayout:
-  """The positions of an image, attended to in blocks.
+  """The positions of an image or a video, attended to in blocks.
 
-  Positions have a raster index, (row * columns + column) * positions of a pixel + channel.
+  Positions have a raster index, (row * columns + column) * positions of a pixel + channel; a video is the image of its
+  frames one below another.
   """
 
-  image: tuple[int, ...]  # rows, columns, positions of a pixel
+  image: tuple[int, ...]  # (frames,) rows, columns, positions of a pixel
   block: tuple[int, ...]  # extent of a query block: one number, along the scan, or one for every axis of `image`
   flange: tuple[int, ...]  # how far the memory extends the block along the same axes
   scan: str = 'raster'  # the order of positions in 1D
@@ -150,8 +152,9 @@ class BlockLayout:
     """int32 [blocks, slots]: the raster index of the position in each slot, -1 for padding."""
     index = np.arange(self.num_positions)
     if len(self.block) == 1:
-      rows, columns, depth = self.image
-      index = (SCANS[self.scan](rows, columns)[:, None] * depth + np.arange(depth)).ravel()
+      *frames, rows, columns, depth = self.image
+      of_frame = (SCANS[self.scan](rows, columns)[:, None] * depth + np.arange(depth)).ravel()
+      index = (np.arange(math.prod(frames))[:, None] * of_frame.size + of_frame).ravel()
     padded = np.full([size * block for size, block in zip(self.blocks, self.block)], -1, np.int32)
     padded[tuple(map(slice, self.grid))] = index.reshape(self.grid)
     cut = padded.reshape([size for sizes in zip(self.blocks, self.block) for size in sizes])
@@ -222,21 +225,25 @@ def _overlap(offset: int, block: int, flange: int) -> slice:
 
 def block_layout(image_shape: Sequence[int], values_per_position: int, query_block: Sequence[int],
                  memory_flange: Sequence[int], scan: str = 'raster') -> BlockLayout:
-  """The layout for images of shape (height, width, channels).
+  """The layout for images or videos.
 
   Args:
-    image_shape: (height, width, channels).
+    image_shape: (height, width, channels), after the frames of a video.
     values_per_position: intensities predicted at one position: 1 (categorical) or all
       channels of a pixel (DMOL).
-    query_block: (l_q,) in positions for 1D attention, (rows, columns) in pixels for 2D.
+    query_block: (l_q,) in positions for 1D attention, (rows, columns) in pixels for 2D,
+      (frames, rows, columns) for 3D.
     memory_flange: (l_m,) positions before the block in 1D; in 2D (rows above, columns
-      to each side) in pixels.
+      to each side) in pixels; in 3D (frames before, rows, columns).
     scan: a name in `SCANS`, for 1D attention.
 
   Raises:
-    InputError: if the block is larger than the image, or the scan does not fit it.
+    InputError: if the block does not fit the image, or the scan does not.
   """
   *size, channels = image_shape
+  if len(query_block) not in (1, len(size)):
+    raise InputError(f'model.query_block is {tuple(query_block)}, but must be one number or {len(size)} for '
+                     f'{"videos" if len(size) == 3 else "still images"}.')
   image = *size, channels // values_per_position
   layout = BlockLayout(image, tuple(query_block), tuple(memory_flange), scan)
   if len(query_block) > 1:  # a block holds whole pixels
@@ -246,7 +253,7 @@ def block_layout(image_shape: Sequence[int], values_per_position: int, query_blo
     raise InputError(f'model.query_block is {tuple(query_block)}, larger than the {shown} positions of a '
                      f'{" x ".join(map(str, image_shape))} image.')
   _check_size(layout)
-  SCANS[scan](*image[:2])  # checks whether it fits
+  SCANS[scan](*image[-3:-1])  # checks whether it fits
   return layout
 
 

@@ -1,7 +1,7 @@
 """The Python interface to a trained model: NumPy in, NumPy out.
 
-Images are processed in batches, on all devices; conditions are given by name (`label=`, `low_res=`), one value for
-each image, or a single label for all. Anything that does not fit the model raises `InputError`.
+Images are processed in batches, on all devices; conditions are given by name (`label=`, `low_res=`, `text=`), one value
+for each image, or a single label or text for all. Anything that does not fit the model raises `InputError`.
 """
 
 from collections.abc import Mapping
@@ -166,10 +166,10 @@ class Run:
     return self._codec.recover(content)
 
   def _given(self, given, num_images):
-    """Repeats a single label for all images."""
+    """Conditions as arrays, one value for each image."""
     conditions = self.model.conditions
-    given = {name: np.full(num_images, value) if np.ndim(value) == 0 and name in conditions and
-                   not conditions[name].shape else value for name, value in given.items()}
+    given = {name: conditions[name].of_user(value, num_images) if name in conditions else value
+             for name, value in given.items()}
     return {name: np.asarray(values) for name, values in check_given(given, conditions, num_images).items()}
 
 

@@ -10,6 +10,7 @@ or none), V values of a position, D features, C positions of a context, P likeli
 from collections.abc import Callable, Mapping
 import contextlib
 import functools
+import math
 import operator
 from typing import Any, NamedTuple
 
@@ -19,13 +20,14 @@ import jax.numpy as jnp
 
 from image_transformer import attention
 from image_transformer.conditions import Condition
-from image_transformer.config import ImageSpec, ModelConfig
+from image_transformer.config import ImageSpec, ModelConfig, check
 from image_transformer.door import check_given, check_images
 from image_transformer.embeddings import Coordinates, axes_of, official_init, rotation
 from image_transformer.labels import Label
 from image_transformer.layout import BlockLayout, block_layout
 from image_transformer.likelihoods import Likelihood, make_likelihood
 from image_transformer.small_images import SmallImage
+from image_transformer.text import Text
 from image_transformer.transformer import Context, Rotations, Stack, is_fused
 
 # What images are conditioned on: integers [B, ...] for each name in `ImageTransformer.conditions`.
@@ -33,7 +35,7 @@ Given = Mapping[str, jax.Array]
 
 
 # All kinds of conditions, in the order in which models take them.
-CONDITIONS: tuple[type[Condition], ...] = Label, SmallImage
+CONDITIONS: tuple[type[Condition], ...] = Label, SmallImage, Text
 
 
 class Encoded(NamedTuple):
@@ -44,11 +46,11 @@ class Encoded(NamedTuple):
 
 
 class ImageTransformer(nn.Module):
-  """A decoder over the intensities (categorical) or pixels (DMOL) of an image.
+  """A decoder over the intensities (categorical) or pixels (DMOL) of an image or a video.
 
-  Images are integers [B, H, W, C] in 0..levels-1. Their conditions are given as a dictionary,
-  with an entry for each name in `conditions`. All methods raise InputError for images and conditions
-  that do not fit.
+  Images are integers [B, H, W, C] in 0..levels-1; wherever they may come, so may videos [B, T, H, W, C]. Their
+  conditions are given as a dictionary, with an entry for each name in `conditions`. All methods raise InputError for
+  images and conditions that do not fit.
   """
 
   config: ModelConfig
@@ -77,12 +79,12 @@ class ImageTransformer(nn.Module):
   @property
   def _columns(self) -> int:
     """Positions in a row of the image."""
-    return self.layout.num_positions // self.spec.height
+    return math.prod(self.layout.image[-2:])
 
   def setup(self):
     c, s = self.config, self.spec
     self.embedding = self.likelihood.embedding(c)
-    self.coordinates = Coordinates(s.height, self._columns, c.hidden_size, c.coordinates)
+    self.coordinates = Coordinates(s.height, self._columns, c.hidden_size, c.coordinates, frames=s.frames)
     self.decoder = Stack(c, c.num_layers, cross=any(one.has_context for one in self.conditions.values()))
     self.encoders = {name: condition.encoder() for name, condition in self.conditions.items()}
     for encoder in self.encoders.values():  # puts their parameters beside the decoder's
@@ -116,11 +118,18 @@ class ImageTransformer(nn.Module):
       visible_BC = jnp.concatenate([jnp.ones(one.context_BCD.shape[:2], bool) if one.visible_BC is None else
                                     one.visible_BC for one in parts], axis=1)
     context_BCD = jnp.concatenate([one.context_BCD for one in parts], axis=1)
+    if not self._is_located:
+      return Encoded(vector_BD, self.decoder.contexts(context_BCD, visible_BC, None))
     origin = [0] * len(self._axes(0))
     places = [jnp.concatenate([jnp.broadcast_to(jnp.asarray(coordinate, jnp.float32), one.context_BCD.shape[1])
                                for one, coordinate in zip(parts, axis)])
               for axis in zip(*(origin if one.coordinates is None else one.coordinates for one in parts))]
     return Encoded(vector_BD, self.decoder.contexts(context_BCD, visible_BC, rotation(self.config, places)))
+
+  @property
+  def _is_located(self) -> bool:
+    """Whether the context has coordinates."""
+    return any(one.is_located for one in self.conditions.values())
 
   def embed(self, fed_BXV: jax.Array, fed_index_X: jax.Array, index_X: jax.Array, encoded: Encoded) -> jax.Array:
     """The input of the first layer, without dropout.
@@ -136,7 +145,12 @@ class ImageTransformer(nn.Module):
     """
     embedded_BXD = self.embedding(fed_BXV, fed_index_X % self.spec.channels)
     embedded_BXD = jnp.where(fed_index_X[..., None] < 0, 0, embedded_BXD)
-    embedded_BXD += self.coordinates(*jnp.divmod(jnp.maximum(index_X, 0), self._columns))
+    row_X, column_X = jnp.divmod(jnp.maximum(index_X, 0), self._columns)
+    if self.spec.frames:
+      frame_X, row_X = jnp.divmod(row_X, self.spec.height)
+      embedded_BXD += self.coordinates(row_X, column_X, frame_X)
+    else:
+      embedded_BXD += self.coordinates(row_X, column_X)
     if encoded.vector_BD is not None:
       embedded_BXD += jnp.expand_dims(encoded.vector_BD, tuple(range(1, embedded_BXD.ndim - 1)))
     return embedded_BXD
@@ -154,11 +168,12 @@ class ImageTransformer(nn.Module):
 
   def _axes(self, index_X):
     """Coordinates of positions by their raster indices, in pixels; of padding and the start, those of the first."""
-    row, column, channel = jnp.unravel_index(jnp.maximum(index_X, 0), self.layout.image)
-    return axes_of(row, column, channel, self.layout.image[-1])
+    *frame, row, column, channel = jnp.unravel_index(jnp.maximum(index_X, 0), self.layout.image)
+    return [*frame, *axes_of(row, column, channel, self.layout.image[-1])]
 
   def _run(self, embedded_BXD, fed_index_X, index_X, attention_fns, encoded, batch_index_B=None):
-    rotations = Rotations(*(rotation(self.config, self._axes(each)) for each in (index_X, fed_index_X)))
+    to_predict, fed = (rotation(self.config, self._axes(each)) for each in (index_X, fed_index_X))
+    rotations = Rotations(to_predict, fed, to_predict if self._is_located else None)
     x_BXD, kept = self.decoder(embedded_BXD, attention_fns, batch_index_B, rotations, encoded.contexts)
     return self.output(x_BXD.astype(jnp.float32)), kept
 
@@ -278,6 +293,9 @@ def make_model(config: ModelConfig, spec: ImageSpec) -> ImageTransformer:
   model = ImageTransformer(config, spec)
   # Computing them checks the configuration against the images and the machine.
   _ = model.conditions, model.layout, is_fused(config)
+  least = 2 * len(model._axes(0))
+  check(config.coordinates != 'rotary' or config.head_width >= least, 'model.num_heads', config.num_heads,
+        f'such that heads with rotary coordinates are at least {least} wide here, not {config.head_width}')
   return model
 
 

@@ -48,7 +48,8 @@ def _matrices(params):
 
   def mark(path, leaf):
     names = {key.key for key in path}
-    return optax.contrib.MuonDimensionNumbers() if leaf.ndim == 2 and names & {'decoder', 'encoder'} else None
+    of_layers = names & {'decoder', 'encoder', 'text_encoder'}
+    return optax.contrib.MuonDimensionNumbers() if leaf.ndim == 2 and of_layers else None
 
   return jax.tree_util.tree_map_with_path(mark, params)
 

@@ -1,7 +1,11 @@
-"""Pictures to look at: images in grids and strips, uint8 [height, width, 3], and as PNG files."""
+"""Pictures to look at: images in grids and strips, uint8 [height, width, 3], and as PNG files.
 
-from collections.abc import Mapping, Sequence
+Of videos, pictures show the frames side by side; `film` makes one that moves.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 import io
+import textwrap
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -9,6 +13,8 @@ from PIL import Image, ImageDraw
 from image_transformer.model import ImageTransformer
 
 _MAX_STRIPS = 32  # rows; a larger picture would be too big to open
+_LETTER = 6, 12  # width and height in pixels
+_MILLISECONDS = 200  # that a frame is shown
 
 
 def as_bytes(images: np.ndarray, levels: int) -> np.ndarray:
@@ -16,26 +22,35 @@ def as_bytes(images: np.ndarray, levels: int) -> np.ndarray:
   return np.round(images * (255 / (levels - 1))).astype(np.uint8)
 
 
-def grid(images: np.ndarray, levels: int, columns: int, height: int = 640, captions: Sequence[str] = ()) -> np.ndarray:
+def grid(images: np.ndarray, levels: int, columns: int, height: int = 640, captions: Sequence[str] = (),
+         span: int = 1) -> np.ndarray:
   """Arranges images in a grid on a dark background.
 
   Args:
-    images: integers [N, H, W, C] in 0..levels-1.
+    images: integers [N, H, W, C] in 0..levels-1; videos [N, T, H, W, C] are shown as T images each.
     levels: intensities are stretched to the range of bytes.
     columns: images in a row.
     height: of the picture, roughly; small images are magnified by an integer factor to reach it.
     captions: texts to write below the images, if any.
+    span: over how many images a caption may extend.
 
   Returns:
     uint8 [height, width, 3].
   """
+  if images.ndim == 5:
+    frames = images.shape[1]
+    apart = [text for caption in captions for text in (caption, *[''] * (frames - 1))]
+    return grid(images.reshape(-1, *images.shape[2:]), levels, frames * max(columns // frames, 1), height, apart,
+                frames * span)
   number, image_height, image_width, _ = images.shape
   rows, gap = -(-number // columns), 2
   bytes_ = as_bytes(images, levels)
   scale = max(height // (rows * image_height), 1)
   bytes_ = np.broadcast_to(bytes_, (*images.shape[:3], 3)).repeat(scale, axis=1).repeat(scale, axis=2)
-  text_height = 12 if captions else 0
-  cell_height, cell_width = image_height * scale + text_height + gap, image_width * scale + gap
+  cell_width = image_width * scale + gap
+  captions = ['\n'.join(textwrap.wrap(caption, max(span * cell_width // _LETTER[0], 1))) for caption in captions]
+  text_height = _LETTER[1] * max((caption.count('\n') + 1 for caption in captions), default=0)
+  cell_height = image_height * scale + text_height + gap
   sheet = np.full((rows * cell_height + gap, columns * cell_width + gap, 3), 32, np.uint8)
   for i, image in enumerate(bytes_):
     top, left = i // columns * cell_height + gap, i % columns * cell_width + gap
@@ -45,29 +60,45 @@ def grid(images: np.ndarray, levels: int, columns: int, height: int = 640, capti
   picture = Image.fromarray(sheet)
   for i, caption in enumerate(captions):
     corner = i % columns * cell_width + gap + 1, (i // columns + 1) * cell_height - text_height
-    ImageDraw.Draw(picture).text(corner, caption, fill='white')
+    ImageDraw.Draw(picture).text(corner, caption, fill='white', spacing=1)
   return np.array(picture)
 
 
 def grid_of(model: ImageTransformer, given: Mapping[str, np.ndarray], images: np.ndarray, columns: int) -> np.ndarray:
   """A grid of samples [N, H, W, C] with captions of what they were given, [N, ...] each; see `grid`."""
+  return grid(images, model.spec.levels, columns, captions=captions_of(model, given))
+
+
+def captions_of(model: ImageTransformer, given: Mapping[str, np.ndarray]) -> list[str]:
+  """What images were given, in words; none if that is nothing."""
   texts = [texts for name, condition in model.conditions.items() if (texts := condition.captions(given[name]))]
-  return grid(images, model.spec.levels, columns, captions=[' '.join(words) for words in zip(*texts)])
+  return [' '.join(words) for words in zip(*texts)]
 
 
-def strips(columns: Sequence[np.ndarray], levels: int) -> np.ndarray:
+def strips(columns: Sequence[np.ndarray], levels: int, captions: Sequence[str] = ()) -> np.ndarray:
   """A row for each of the first images, from columns [N, h, w, C] whose sizes may differ: the smaller are magnified.
+
+  Of videos [N, T, H, W, C], the columns are below one another.
+
+  Args:
+    columns: of the same number of images each.
+    levels: intensities are stretched to the range of bytes.
+    captions: texts to write below the rows, if any.
 
   Returns:
     uint8 [height, width, 3].
   """
   columns = [column[:_MAX_STRIPS] for column in columns]
+  if columns[0].ndim == 5:
+    videos = np.stack(columns, axis=1)
+    return grid(videos.reshape(-1, *videos.shape[2:]), levels, columns=1, height=64 * len(columns) * len(videos))
   height = max(column.shape[1] for column in columns)
   scales = [height // column.shape[1] for column in columns]
   same = [column.repeat(scale, axis=1).repeat(scale, axis=2) for column, scale in zip(columns, scales)]
   images = np.stack(same, axis=1)
   flat = images.reshape(-1, *images.shape[2:])
-  return grid(flat, levels, columns=len(columns), height=max(128, height) * len(images))
+  apart = [text for caption in captions[:_MAX_STRIPS] for text in (caption, *[''] * (len(columns) - 1))]
+  return grid(flat, levels, len(columns), max(128, height) * len(images), apart, len(columns))
 
 
 def samples_of(model: ImageTransformer, given: Mapping[str, np.ndarray], samples: np.ndarray,
@@ -82,11 +113,23 @@ def samples_of(model: ImageTransformer, given: Mapping[str, np.ndarray], samples
   """
   before = [column for name, condition in model.conditions.items() for column in condition.shown(given[name])]
   after = [] if originals is None else [originals]
-  return strips([*before, *np.moveaxis(samples, 1, 0), *after], model.spec.levels)
+  return strips([*before, *np.moveaxis(samples, 1, 0), *after], model.spec.levels, captions_of(model, given))
+
+
+def film(draw: Callable[..., np.ndarray], *videos: np.ndarray) -> bytes | None:
+  """An animated PNG of what `draw` makes of each frame of videos [N, T, H, W, C]; None of still images."""
+  if videos[0].ndim < 5:
+    return None
+  first, *later = (Image.fromarray(draw(*(video[:, t] for video in videos))) for t in range(videos[0].shape[1]))
+  return _encoded(first, save_all=True, append_images=later, duration=_MILLISECONDS, loop=0)
 
 
 def png(picture: np.ndarray) -> bytes:
   """Encodes a uint8 [height, width, 3 or 1] picture as PNG, as small as it gets."""
+  return _encoded(Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture), optimize=True)
+
+
+def _encoded(image, **settings):
   file = io.BytesIO()
-  Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(file, format='PNG', optimize=True)
+  image.save(file, format='PNG', **settings)
   return file.getvalue()

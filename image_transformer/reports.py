@@ -121,17 +121,20 @@ def drawing_name(run: Run, kind: str, source: str, shape: Sequence[int], seed: i
   """
   parts = [f'{run.step:07d}{kind}', source, 'x'.join(map(str, shape)), f'seed{seed}']
   for flag, words in typed.items():
-    text = '-'.join(words)
-    parts.append(flag + (text if len(text) <= 40 else f'{zlib.crc32(text.encode()):08x}'))
+    text = '-'.join(words).replace(',', '-')
+    parts.append(flag + (text if re.fullmatch(r'[\d-]{,40}', text) else f'{zlib.crc32(text.encode()):08x}'))
   return '_'.join(filter(None, [*parts, _average(run)]))
 
 
 def write_drawing(run: Run, name: str, temperature: float, picture: np.ndarray,
-                  arrays: Mapping[str, np.ndarray] | None) -> None:
-  """Writes a picture of samples, and the arrays beside it, if any, as .npz."""
+                  arrays: Mapping[str, np.ndarray] | None, film: bytes | None = None) -> None:
+  """Writes a picture of samples; beside it, if any, a picture that moves, and the arrays as .npz."""
   path = run.workdir / 'samples' / f'{name}_temperature{temperature:g}.png'
   write_whole(path, pictures.png(picture))
   print(f'Wrote {path}')
+  if film is not None:
+    write_whole(path.with_name(f'{path.stem}_film.png'), film)
+    print(f'Wrote {path.with_name(f"{path.stem}_film.png")}')
   if arrays is not None:
     file = io.BytesIO()
     np.savez_compressed(file, allow_pickle=False, **arrays)

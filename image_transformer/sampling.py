@@ -139,21 +139,22 @@ def make_sampler(model: ImageTransformer, batch_size: int, num_kept: int = 0) ->
 
 
 def positions_in_rows(model: ImageTransformer, rows: int) -> int:
-  """The number of positions in the first rows of an image, which must be generated before all others.
+  """The number of positions in the first rows of an image, or frames of a video, which must be generated first.
 
   Raises:
     InputError: if they are not; the message gives the nearest numbers of rows that are.
   """
-  height, layout = model.spec.height, model.layout
+  height, layout = model.spec.shape[0], model.layout
+  what = 'frames' if model.spec.frames else 'rows'
   whole = isinstance(rows, (int, np.integer)) and not isinstance(rows, bool)
-  check(whole and 0 < rows < height, 'rows', rows, f'a number of rows in 1..{height - 1}')
+  check(whole and 0 < rows < height, 'rows', rows, f'a number of {what} in 1..{height - 1}')
   row_size = layout.num_positions // height
   order = layout.order.ravel()[layout.generated]
   possible = [one for one in range(1, height) if order[:one * row_size].max() < one * row_size]
   if rows not in possible:
     nearest = ' or '.join(str(one) for one in [one for one in possible if one < rows][-1:] +
-                          [one for one in possible if one > rows][:1]) or 'no number of rows at all'
-    raise InputError(f'The first {rows} rows cannot be kept, since they are not generated first with '
+                          [one for one in possible if one > rows][:1]) or f'no number of {what} at all'
+    raise InputError(f'The first {rows} {what} cannot be kept, since they are not generated first with '
                      f'model.query_block = {model.config.query_block} and model.scan = {model.config.scan!r}. The '
-                     f'nearest numbers of rows that can: {nearest}.')
+                     f'nearest numbers of {what} that can: {nearest}.')
   return rows * row_size

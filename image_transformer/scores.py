@@ -28,7 +28,7 @@ def measures(images: np.ndarray, levels: int, log_probs_KI: np.ndarray, small_KI
   """Scores of images, by name; higher is stranger.
 
   Args:
-    images: integers [I, H, W, C] in 0..levels-1.
+    images: integers [I, H, W, C] in 0..levels-1, or videos [I, T, H, W, C].
     levels: how many intensities there are.
     log_probs_KI: of each image given each class, nats.
     small_KI: the same `with_small_memory`.
@@ -43,7 +43,8 @@ def measures(images: np.ndarray, levels: int, log_probs_KI: np.ndarray, small_KI
   small_I = np.logaddexp.reduce(small_KI, axis=0) - np.log(len(small_KI))
   found = {
       'bits_per_dim': bits_per_dim(-total_I, num_dims),
-      'png': np.array([8 * len(pictures.png(image)) / num_dims for image in pictures.as_bytes(images, levels)]),
+      'png': np.array([8 * len(pictures.png(image.reshape(-1, *image.shape[-2:]))) / num_dims
+                       for image in pictures.as_bytes(images, levels)]),
       'small_memory': bits_per_dim(-small_I, num_dims),
   }
   found |= {f'minus_{name}': found['bits_per_dim'] - found[name] for name in ('png', 'small_memory')}

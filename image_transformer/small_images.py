@@ -57,9 +57,11 @@ class SmallImage(Condition):
   """The image downsampled by `model.upscale`, for super-resolution: an encoder reads it, every layer attends to it."""
 
   name = 'low_res'
-  has_context = True
+  source = 'image'
+  has_context = is_located = True
 
   def __post_init__(self):
+    check(not self.spec.frames, 'model.upscale', self.config.upscale, '1 for videos')
     height, width, _ = self.spec.shape
     check(height % self.config.upscale == width % self.config.upscale == 0, 'model.upscale', self.config.upscale,
           f'a divisor of the height and width of {height} x {width} images')

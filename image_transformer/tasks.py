@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import functools
 import os
 import zlib
 
@@ -56,21 +57,31 @@ class Task:
     number = self.num_samples or run.config.sample.num_images
     given, columns = default_given(run.model.conditions, number)
     given |= self._typed(number)
+    if given.keys() != run.model.conditions.keys():  # what has no default comes from the inputs
+      inputs = read_inputs(run, None, number)
+      given = {name: given.get(name, inputs[name]) for name in run.model.conditions}
     for temperature in self._temperatures():
       images, log_probs = run.draw(number, given, temperature, self.seed)
       arrays = {'images': images, 'log_probs': log_probs, **given} if self.npz else None
-      reports.write_drawing(run, self._name('', (number,)), temperature,
-                            pictures.grid_of(run.model, given, images, columns), arrays)
+      draw = functools.partial(pictures.grid_of, run.model, given, columns=columns)
+      reports.write_drawing(run, self._name('', (number,)), temperature, draw(images), arrays,
+                            pictures.film(draw, images))
 
   def complete(self, rows: int) -> None:
-    """Keeps the first rows of inputs, draws the rest, and writes rows of: what was given | samples | original."""
+    """Keeps the first rows of inputs, draws the rest, and writes rows of: what was given | samples | original.
+
+    Of videos, the first frames are kept.
+    """
     positions_in_rows(self.run.model, rows)  # checks them before inputs are read
     inputs, levels = self._inputs(originals=True), self.run.model.spec.levels
-    hidden = np.arange(self.run.model.spec.height)[:, None, None] >= rows
-    shown = np.where(hidden, levels // 4, inputs['image'])
+    captions = pictures.captions_of(self.run.model, inputs)
+    shown = inputs['image'].copy()
+    shown[:, rows:] = levels // 4
     for temperature, samples, arrays in self._draw_of_each(inputs, rows):
-      picture = pictures.strips([shown, *np.moveaxis(samples, 1, 0), inputs['image']], levels)
-      reports.write_drawing(self.run, self._name(f'_keep{rows}', samples.shape[:2]), temperature, picture, arrays)
+      columns = shown, *np.moveaxis(samples, 1, 0), inputs['image']
+      draw = lambda *columns: pictures.strips(columns, levels, captions)
+      reports.write_drawing(self.run, self._name(f'_keep{rows}', samples.shape[:2]), temperature, draw(*columns),
+                            arrays, pictures.film(draw, *columns))
 
   def enlarge(self) -> None:
     """Enlarges inputs, writes rows of: input | bicubic | samples | original, and measures them (paper section 5.3)."""
@@ -95,7 +106,7 @@ class Task:
     reports.write_superres(run, name, measures, evaluation, for_tables, source=self.input or run.config.eval.split,
                            **{flag: self.typed.get(flag) for flag in FLAGS}, num_samples=num_samples, seed=self.seed)
 
-  def show(self, kind: str, position: tuple[int, int] | None) -> None:
+  def show(self, kind: str, position: Sequence[int] | None) -> None:
     """Draws a figure of inputs: 'attention', of one pixel of the first one, or 'bits', of each pixel."""
     from image_transformer import figures  # here, since matplotlib is slow to import and no other mode needs it
     run, inputs = self.run, self._inputs(originals=True)
@@ -108,9 +119,9 @@ class Task:
       figure = figures.bits(inputs['image'], -run.pixel_log_probs(inputs['image'], **given), run.model.spec.levels)
       name = f'{name}_{number}'
     else:
-      row, column = position or figures.middle(run.model)
-      figure = figures.attention_of_run(run, inputs['image'], row, column, **given)
-      name = f'{name}_row{row}_column{column}'
+      pixel = position or figures.middle(run.model)
+      figure = figures.attention_of_run(run, inputs['image'], *pixel, **given)
+      name = f'{name}_{_named(pixel)}'
     reports.write_figure(run.workdir, run.step, kind, name, figures.pixels(figure))
 
   def compress(self, output: str, verify: bool = True) -> None:
@@ -138,7 +149,11 @@ class Task:
       raise InputError(f'{self.input}: {error}') from error
     levels, width = self.run.model.spec.levels, max(len(str(number - 1)), 5)
     for i, image in images.items():
-      write_whole(folder / f'{i:0{width}d}.png', pictures.png(pictures.as_bytes(image, levels)))
+      path = folder / f'{i:0{width}d}'
+      frames = {path / f'{t:05d}.png': frame for t, frame in enumerate(image)} if image.ndim == 4 else {
+          path.with_suffix('.png'): image}
+      for file, frame in frames.items():
+        write_whole(file, pictures.png(pictures.as_bytes(frame, levels)))
     print(f'Wrote {len(images):,} images to {folder}')
     damaged = [i for i in range(number) if i not in images]
     if damaged:
@@ -210,13 +225,16 @@ def _new(output: str) -> epath.Path:
   return path
 
 
-def show_memory(config: Config, workdir: epath.Path, position: tuple[int, int] | None) -> None:
+def _named(pixel: Sequence[int]) -> str:
+  return '_'.join(f'{axis}{at}' for axis, at in zip(('row', 'column', 'frame'), pixel))
+
+
+def show_memory(config: Config, workdir: epath.Path, position: Sequence[int] | None) -> None:
   """Draws the memory of one pixel; the run need not have started."""
   from image_transformer import figures
   model = make_model(config.model, image_spec(config))
-  row, column = position or figures.middle(model)
-  reports.write_figure(workdir, 0, 'memory', f'memory_row{row}_column{column}',
-                       figures.pixels(figures.memory(model, row, column)))
+  pixel = position or figures.middle(model)
+  reports.write_figure(workdir, 0, 'memory', f'memory_{_named(pixel)}', figures.pixels(figures.memory(model, *pixel)))
 
 
 def show_curves(workdir: epath.Path) -> None:

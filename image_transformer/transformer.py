@@ -40,6 +40,7 @@ class Rotations(NamedTuple):
 
   queries: Rotation | None
   keys: Rotation | None
+  to_context: Rotation | None = None  # of queries, where the context has coordinates too
 
 
 class Context(NamedTuple):
@@ -153,7 +154,8 @@ class Layer(nn.Module):
     if context is not None:
       to_context = functools.partial(full_attention, visible_BC=context.visible_BC, fused=is_fused(self.config))
       x_BXD, _ = residual(x_BXD, self.cross_attention_norm,
-                          lambda x: self.cross_attention(x, to_context, batch_index_B, rotations, context))
+                          lambda x: self.cross_attention(x, to_context, batch_index_B,
+                                                         Rotations(rotations.to_context, None), context))
     x_BXD, _ = residual(x_BXD, self.ffn_norm, lambda x: (self.ffn(x), None))
     return x_BXD, kept
 

@@ -38,25 +38,29 @@ def scan_order(scan, height, width):
   return pixels
 
 
-def paper_visible(height, width, depth, query_block, memory_flange, scan='raster'):
+def paper_visible(height, width, depth, query_block, memory_flange, scan='raster', frames=1):
   """bool [positions, positions] in raster order: may a query (row) see a key (column)?
 
   Paper section 3.3, cell by cell: the key lies in the memory block of the query's block and is
   generated no later than the query. Nothing here comes from the layout's own code.
   """
-  cells = list(itertools.product(range(height), range(width), range(depth)))
+  cells = list(itertools.product(range(frames), range(height), range(width), range(depth)))
   if len(query_block) == 1:
     (l_q,), (l_m,) = query_block, memory_flange
-    when = [scan_order(scan, height, width).index(cell[:2]) * depth + cell[2] for cell in cells]
+    order = scan_order(scan, height, width)
+    when = [(frame * height * width + order.index((row, column))) * depth + channel
+            for frame, row, column, channel in cells]
     return np.array([[i // l_q * l_q - l_m <= j <= i for j in when] for i in when])
-  (h_q, w_q), (h_m, w_m) = query_block, memory_flange
+  f_q, h_q, w_q = query_block if len(query_block) == 3 else (1, *query_block)
+  f_m, h_m, w_m = memory_flange if len(query_block) == 3 else (0, *memory_flange)
 
-  def generated(row, column, channel):
-    return row // h_q, column // w_q, row, column, channel
+  def generated(frame, row, column, channel):
+    return frame // f_q, row // h_q, column // w_q, frame, row, column, channel
 
   def in_memory(query, key):
-    top, left = query[0] // h_q * h_q, query[1] // w_q * w_q
-    return top - h_m <= key[0] < top + h_q and left - w_m <= key[1] < left + w_q + w_m
+    front, top, left = query[0] // f_q * f_q, query[1] // h_q * h_q, query[2] // w_q * w_q
+    return (front - f_m <= key[0] < front + f_q and top - h_m <= key[1] < top + h_q + h_m and
+            left - w_m <= key[2] < left + w_q + w_m)
 
   return np.array([[in_memory(query, key) and generated(*key) <= generated(*query) for key in cells]
                    for query in cells])
@@ -118,6 +122,16 @@ CASES = {
     '2d_superres_dmol_classes_pre_norm': case(
         (6, 6, 3, 256, 3), query_block=(2, 2), memory_flange=(1, 1), likelihood='dmol', norm='pre',
         class_conditional=True, upscale=3, num_encoder_layers=2),
+    '3d_categorical': case((2, 3, 3, 5, 0, 4), query_block=(1, 2, 2), memory_flange=(1, 1, 1), coordinates='rotary'),
+    '3d_dmol_ragged_classes': case((5, 4, 1, 17, 3, 5), query_block=(2, 2, 3), memory_flange=(2, 0, 1),
+                                   likelihood='dmol', class_conditional=True),
+    '1d_video': case((3, 4, 1, 17, 0, 3), query_block=(5,), memory_flange=(7,), scan='column',
+                     coordinates='learned'),
+    '1d_text': case((4, 5, 3, 7, 0, 0, True), query_block=(7,), memory_flange=(9,), coordinates='rotary',
+                    text_length=6, num_encoder_layers=1),
+    '2d_text_superres_classes_dmol': case(
+        (6, 6, 3, 256, 3, 0, True), query_block=(2, 2), memory_flange=(1, 1), likelihood='dmol', norm='pre',
+        class_conditional=True, upscale=3, num_encoder_layers=2, text_length=5, coordinates='rotary', num_heads=1),
 }
 
 

@@ -25,9 +25,9 @@ def network(request):
 
 def mask(model):
   """The paper's visibility [positions, positions], raster order."""
-  height, width, channels = model.spec.shape
-  depth = channels // model.likelihood.values_per_position
-  return paper_visible(height, width, depth, model.config.query_block, model.config.memory_flange, model.config.scan)
+  spec, config = model.spec, model.config
+  return paper_visible(spec.height, spec.width, model.layout.image[-1], config.query_block, config.memory_flange,
+                       config.scan, max(spec.frames, 1))
 
 
 def generated_at(model):

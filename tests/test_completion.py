@@ -22,6 +22,7 @@ COMPLETIONS = [
     ('1d_categorical', 1), ('1d_superres', 21), ('1d_zigzag_classes', 7), ('1d_hilbert', 32),
     ('2d_ragged_classes', 40), ('2d_ragged_classes', 42),
     ('2d_grey_dmol_ragged', 55), ('2d_superres_dmol_classes_pre_norm', 5),
+    ('3d_categorical', 18), ('3d_dmol_ragged_classes', 40), ('1d_text', 7),
 ]
 
 
@@ -30,7 +31,7 @@ def kept(model, num_kept):
   order = model.layout.order.ravel()[model.layout.generated]
   mask = np.zeros(len(order), bool)
   mask[order[:num_kept]] = True
-  return mask.reshape(*model.spec.shape[:2], -1)
+  return mask.reshape(*model.spec.shape[:-1], -1)
 
 
 @functools.cache
@@ -45,7 +46,7 @@ def completing(name, num_kept):
     parameters = model.apply(variables, completions, given)
     values = completions.reshape(*parameters.shape[:-1], -1).astype(jnp.int32)
     positions = model.likelihood.log_prob(parameters, values).reshape(NUM_IMAGES, *kept(model, num_kept).shape)
-    return completions, log_prob, jnp.where(kept(model, num_kept), 0, positions).sum(axis=(1, 2, 3))
+    return completions, log_prob, jnp.where(kept(model, num_kept), 0, positions).reshape(NUM_IMAGES, -1).sum(axis=1)
 
   return functools.partial(complete, variables)
 
@@ -137,13 +138,13 @@ def test_completions_of_one_image_differ_and_do_not_depend_on_the_batch():
 @pytest.mark.parametrize('name', CASES)
 def test_rows_are_a_number_of_positions_exactly_where_they_come_first(name):
   model, _ = make_case(name)
-  height = model.spec.height
+  height, what = model.spec.shape[0], 'frames' if model.spec.frames else 'rows'
   for rows in range(1, height):
     num_kept = rows * model.layout.num_positions // height
     if kept(model, num_kept)[:rows].all():
       assert positions_in_rows(model, rows) == num_kept
     else:
-      with pytest.raises(InputError, match=f'first {rows} rows cannot be kept'):
+      with pytest.raises(InputError, match=f'first {rows} {what} cannot be kept'):
         positions_in_rows(model, rows)
     row_by_row = len(model.config.query_block) == 1 and model.config.scan == 'raster'
     assert not row_by_row or kept(model, num_kept)[:rows].all()

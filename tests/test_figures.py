@@ -54,9 +54,9 @@ def rotated(x_BPHK, axes):
 def test_attention_weights_are_those_of_dense_attention(name):
   model, variables = make_case(name)
   images, given, layout = random_images(model.spec, 2), given_for(model, 2), model.layout
-  config, depth = model.config, layout.num_positions // (model.spec.height * model.spec.width)
-  visible = paper_visible(model.spec.height, model.spec.width, depth, config.query_block, config.memory_flange,
-                          config.scan)
+  config, spec, depth = model.config, model.spec, layout.image[-1]
+  visible = paper_visible(spec.height, spec.width, depth, config.query_block, config.memory_flange, config.scan,
+                          max(spec.frames, 1))
   index = layout.num_positions - layout.num_positions // 3
   weights = np.asarray(jit_once(lambda *args: model.apply(*args, index, method='attention_weights'))(
       variables, images, given))
@@ -75,21 +75,22 @@ def test_attention_weights_are_those_of_dense_attention(name):
             for x, part in ((q, 'query'), (k, 'key')))
   if config.coordinates == 'rotary':
     fed = np.maximum(layout.previous.ravel()[layout.slots], 0)
-    q, k = (rotated(x, np.unravel_index(at, (model.spec.height, model.spec.width, depth))[:3 if depth > 1 else 2])
+    q, k = (rotated(x, np.unravel_index(at, layout.image)[:None if depth > 1 else -1])
             for x, at in ((q, np.arange(layout.num_positions)), (k, fed)))
   logits = np.einsum('BHK,BPHK->BHP', q[:, index], k) / np.sqrt(q.shape[-1])
   expected = jax.nn.softmax(np.where(visible[index], logits, -np.inf))
   np.testing.assert_allclose(weights[0], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['2d_ragged_classes', '2d_grey_dmol_ragged', '1d_column_dmol', '1d_superres'])
+@pytest.mark.parametrize('name', ['2d_ragged_classes', '2d_grey_dmol_ragged', '1d_column_dmol', '1d_superres',
+                                  '3d_dmol_ragged_classes'])
 def test_the_log_probs_of_pixels_are_those_of_their_parameters(name):
   model, variables = make_case(name)
   images, given = random_images(model.spec, 2), given_for(model, 2)
   pixels, whole, parameters = jit_once(lambda *args: [
       model.apply(*args, method=method) for method in ('pixel_log_probs', 'log_prob', '__call__')])(
           variables, images, given)
-  np.testing.assert_allclose(pixels.sum(axis=(1, 2, 3)), whole, rtol=1e-5)
+  np.testing.assert_allclose(pixels.sum(axis=tuple(range(1, pixels.ndim))), whole, rtol=1e-5)
   values = model.apply(variables, images, method='values').reshape(*pixels.shape, -1)
   parameters = parameters.reshape(*pixels.shape, parameters.shape[-1])
   np.testing.assert_allclose(pixels, model.likelihood.log_prob(parameters, values), rtol=1e-4, atol=1e-4)

@@ -46,19 +46,42 @@ LAYOUTS_SCANNED = [
 ]
 
 
+LAYOUTS_3D = [
+    ((3, 4, 4, 1), (1, 2, 2), (1, 1, 1)),
+    ((4, 3, 5, 2), (2, 2, 2), (1, 2, 1)),  # ragged
+    ((3, 3, 4, 1), (1, 3, 4), (2, 0, 0)),  # whole frames
+    ((2, 4, 4, 1), (1, 2, 2), (0, 1, 1)),  # each frame by itself
+    ((5, 2, 3, 1), (2, 1, 3), (3, 1, 0)),  # more frames before than a block has
+]
+
+
 def make_layout(shape, query_block, memory_flange, scan='raster'):
   """A cell of DMOL is one position; here depth stands in for that choice."""
   return block_layout(shape, 1, query_block, memory_flange, scan)
 
 
-@pytest.mark.parametrize('arguments', LAYOUTS_1D + LAYOUTS_2D + LAYOUTS_SCANNED, ids=str)
+@pytest.mark.parametrize('arguments', LAYOUTS_1D + LAYOUTS_2D + LAYOUTS_SCANNED + LAYOUTS_3D, ids=str)
 def test_visibility_is_the_papers(arguments):
-  (height, width, depth), *rest = arguments
+  (*frames, height, width, depth), *rest = arguments
   visible = layout_visible(make_layout(*arguments))
-  np.testing.assert_array_equal(visible, paper_visible(height, width, depth, *rest))
+  np.testing.assert_array_equal(visible, paper_visible(height, width, depth, *rest,
+                                                       **({'frames': frames[0]} if frames else {})))
 
 
-@pytest.mark.parametrize('arguments', [*LAYOUTS_1D[:5], *LAYOUTS_2D[:6]], ids=str)
+@pytest.mark.parametrize('scan', SCANS)
+def test_frames_of_a_video_are_scanned_one_after_another(scan):
+  frame = block_layout((4, 4, 1), 1, (16,), (0,), scan).order[0]
+  whole = block_layout((3, 4, 4, 1), 1, (48,), (0,), scan).order[0]
+  np.testing.assert_array_equal(whole, np.concatenate([frame, frame + 16, frame + 32]))
+
+
+@pytest.mark.parametrize('shape, block', [((4, 4, 1), (1, 2, 2)), ((2, 4, 4, 1), (2, 2))])
+def test_blocks_have_as_many_axes_as_the_images(shape, block):
+  with pytest.raises(InputError, match='must be one number or'):
+    block_layout(shape, 1, block, block)
+
+
+@pytest.mark.parametrize('arguments', [*LAYOUTS_1D[:5], *LAYOUTS_2D[:6], *LAYOUTS_3D[:2]], ids=str)
 def test_visibility_of_one_slot_or_block_is_part_of_the_whole(arguments):
   layout = make_layout(*arguments)
   whole = layout.visible()

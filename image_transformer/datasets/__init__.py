@@ -11,7 +11,7 @@ import functools
 import tensorflow_datasets as tfds
 
 from image_transformer.config import Config, ImageSpec
-from image_transformer.datasets import celeba, cifar10, digits, folder, generated, imagenet
+from image_transformer.datasets import celeba, cifar10, digits, folder, generated, imagenet, moving_digits, scenes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Dataset:
 def stand_in(name: str, dataset: Dataset) -> Dataset:
   """Returns generated images in the shape and splits of `dataset`."""
   return Dataset(dataset.spec, generated.ImageTransformerGenerated, dict.fromkeys(dataset.sizes),
-                 generated.settings(name, dataset.spec, dataset.sizes),
+                 generated.settings(name, dataset.spec.stacked, dataset.sizes),
                  note=lambda builder: f'generated images in place of {name}, not a result')
 
 
@@ -62,4 +62,7 @@ DATASETS: dict[str, Callable[[Config], Dataset]] = {
     'imagenet32_old': functools.partial(_imagenet_old, 32),
     'imagenet64_new': functools.partial(_imagenet_new, 64),
     'imagenet64_old': functools.partial(_imagenet_old, 64),
+    'moving_digits': lambda config: Dataset(moving_digits.SPEC, moving_digits.ImageTransformerMovingDigits,
+                                            moving_digits.SPLITS),
+    'scenes': lambda config: Dataset(scenes.SPEC, scenes.ImageTransformerScenes, scenes.SPLITS),
 }

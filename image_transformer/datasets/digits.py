@@ -40,12 +40,7 @@ class ImageTransformerDigits(Local, tfds.core.GeneratorBasedBuilder, skip_regist
     )
 
   def _split_generators(self, dl_manager):
-    # RandomState, because NumPy promises that its stream never changes.
-    rows = np.random.RandomState(0).permutation(sum(SIZES.values()))
-    return {
-        'train': self._generate_examples(rows[:SIZES['train']]),
-        'test': self._generate_examples(rows[SIZES['train']:]),
-    }
+    return {split: self._generate_examples(rows) for split, rows in _rows().items()}
 
   def _generate_examples(self, rows):
     data = np.load(_DATA)
@@ -54,3 +49,14 @@ class ImageTransformerDigits(Local, tfds.core.GeneratorBasedBuilder, skip_regist
       # TFDS encodes arrays with TensorFlow, but PIL images with PIL.
       image = Image.fromarray(images[row])
       yield int(row), {'id': f'digits_{row:04d}', 'image': image, 'label': int(labels[row])}
+
+
+def images() -> dict[str, np.ndarray]:
+  """The images of each split: uint8 [N, 8, 8] in 0..16."""
+  return {split: np.load(_DATA)['images'][rows] for split, rows in _rows().items()}
+
+
+def _rows():
+  # RandomState, because NumPy promises that its stream never changes.
+  rows = np.random.RandomState(0).permutation(sum(SIZES.values()))
+  return {'train': rows[:SIZES['train']], 'test': rows[SIZES['train']:]}

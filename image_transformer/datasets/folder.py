@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from image_transformer import images
+from image_transformer.captions import read_captions
 from image_transformer.config import FolderConfig, ImageSpec
 from image_transformer.datasets.local import Local
 from image_transformer.errors import InputError, one_line
@@ -36,14 +37,17 @@ class Settings(tfds.core.BuilderConfig):
 def settings(folder: FolderConfig) -> Settings:
   if folder.path:  # '' must not become the working directory
     folder = dataclasses.replace(folder, path=str(as_path(folder.path).resolve()))
-  digest = hashlib.sha256(json.dumps(dataclasses.asdict(folder), sort_keys=True).encode()).hexdigest()
+  # Fields that are newer than datasets which were prepared without them do not change the names of those.
+  fields = {name: value for name, value in dataclasses.asdict(folder).items()
+            if value or name not in ('texts', 'frames')}
+  digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
   name = re.sub(r'[^\w-]+', '_', as_path(folder.path).name)[:60] or 'images'
   return Settings(name=f'{name}-{digest[:8]}', folder=folder)
 
 
 def spec(folder: FolderConfig) -> ImageSpec:
   height, width = folder.size
-  return ImageSpec(height, width, channels=3)
+  return ImageSpec(height, width, channels=3, frames=folder.frames, has_texts=folder.texts)
 
 
 def note(builder: tfds.core.DatasetBuilder) -> str:
@@ -61,13 +65,14 @@ class ImageTransformerFolder(Local, tfds.core.GeneratorBasedBuilder, skip_regist
   VERSION = tfds.core.Version('1.0.0')
 
   def _info(self):
+    folder = self.builder_config.folder
     return tfds.core.DatasetInfo(
         builder=self,
         description='Images of a folder, downsampled.',
         features=tfds.features.FeaturesDict({
             'id': tfds.features.Text(),
-            'image': tfds.features.Image(shape=spec(self.builder_config.folder).shape, encoding_format='png'),
-        }),
+            'image': tfds.features.Image(shape=spec(folder).stacked.shape, encoding_format='png'),
+        } | ({'text': tfds.features.Text()} if folder.texts else {})),
     )
 
   def download_and_prepare(self, **kwargs):
@@ -89,7 +94,7 @@ class ImageTransformerFolder(Local, tfds.core.GeneratorBasedBuilder, skip_regist
           file=sys.stderr)
 
   def _read(self):
-    """Spools the usable images, and sets `_splits`, {split: [(digest, id, position in the spool)]}, and `_summary`."""
+    """Spools the usable images, and sets `_splits`, {split: [(digest, id, position, text)]}, and `_summary`."""
     folder = self.builder_config.folder
     try:
       files, unseen = images.find_files(folder.path)
@@ -98,10 +103,15 @@ class ImageTransformerFolder(Local, tfds.core.GeneratorBasedBuilder, skip_regist
     # Names need not be Unicode, but text in a dataset must be.
     name_of = lambda file: str(file.relative_to(folder.path)).encode(errors='replace').decode()
     kept, left_out = {}, [f'  {name_of(file)}: {reason}' for file, reason in unseen.items()]
+    texts, sources = read_captions(files) if folder.texts else ({}, set())
+    files = images.find_videos(files) if folder.frames else [file for file in files if file not in sources]
     for file in tqdm.tqdm(files, desc='reading images', disable=None):
       name = name_of(file)
       try:
-        image = images.fit(images.read_image(file, channels=3), *folder.size, crop=folder.crop)
+        if folder.texts and file not in texts:
+          raise InputError('without a text')
+        pixels = images.read_video(file, 3, folder.frames) if folder.frames else images.read_image(file, channels=3)
+        image = images.fit(pixels, *folder.size, crop=folder.crop)
         digest = hashlib.sha256(image.tobytes()).hexdigest()
         if digest in kept:  # a duplicate could be in both splits
           raise InputError(f'the same picture as {kept[digest][0]}')
@@ -109,7 +119,7 @@ class ImageTransformerFolder(Local, tfds.core.GeneratorBasedBuilder, skip_regist
         left_out.append(f'  {name}: {str(error).removeprefix(one_line(f"{file} "))}')
         continue
       self._spool.write(image.tobytes())
-      kept[digest] = name, len(kept)
+      kept[digest] = name, len(kept), texts.get(file, '')
     if len(kept) < 2:
       reason = f' (the first left out: {left_out[0].strip()})' if left_out else ''
       raise InputError(f'folder.path is {folder.path}, which has {len(kept)} usable images among {len(files)} files'
@@ -127,10 +137,11 @@ class ImageTransformerFolder(Local, tfds.core.GeneratorBasedBuilder, skip_regist
     return {split: self._generate_examples(examples) for split, examples in self._splits.items()}
 
   def _generate_examples(self, examples):
-    shape = spec(self.builder_config.folder).shape
+    shape = spec(self.builder_config.folder).stacked.shape
     size = int(np.prod(shape))
-    for digest, name, position in examples:
+    texts = self.builder_config.folder.texts
+    for digest, name, position, text in examples:
       self._spool.seek(position * size)
       image = np.frombuffer(self._spool.read(size), np.uint8).reshape(shape)
       # TFDS encodes arrays with TensorFlow, but PIL images with PIL.
-      yield digest, {'id': name, 'image': Image.fromarray(image)}
+      yield digest, {'id': name, 'image': Image.fromarray(image)} | ({'text': text} if texts else {})

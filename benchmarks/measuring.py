@@ -123,6 +123,11 @@ def training_step(config: config_lib.Config, model: ImageTransformer, batch: Any
 def report(name: str, rows: list[dict[str, Any]], out: str | None, **more: Any) -> None:
   """Prints rows as a table and, where asked to, writes them as JSON with versions, device and commit."""
   table(rows)
+  write(name, rows, out, **more)
+
+
+def write(name: str, rows: list[dict[str, Any]], out: str | None, **more: Any) -> None:
+  """Writes rows as JSON, if `out` names a file; see `report`."""
   if out:
     command = ' '.join(['python', f'benchmarks/{name}.py', *sys.argv[1:]])
     content = {'command': command, **metrics.environment(), **more, 'rows': rows}

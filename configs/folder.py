@@ -6,10 +6,14 @@ Hardware: any; a batch of 32 images of 32x32. Time and bits/dim depend on the im
 
   python main.py --config=configs/folder.py:smoke --config.folder.path=DIR
 
-`:smoke` trains a small model by the recipe of cifar10_fast.py, in minutes.
+`:smoke` trains a small model by the recipe of cifar10_fast.py, in minutes. `:texts` trains a small model that draws
+what texts say: it reads a text for every image, from NAME.txt beside NAME.png or from metadata.jsonl.
 """
 
 from image_transformer.configs import base, cifar10_2d_dmol, cifar10_fast
+
+SMALL = base.smoke(query_block=(4, 8), memory_flange=(4, 4), num_steps=3000, batch_size=2) | cifar10_fast.RECIPE | {
+    'train.flip': False}
 
 
 def get_config(variant=''):
@@ -18,5 +22,12 @@ def get_config(variant=''):
       'dataset': 'folder',
       'model.query_block': (8, 8),
       'train.batch_size': 32,
-  }, smoke=base.smoke(query_block=(4, 8), memory_flange=(4, 4), num_steps=3000, batch_size=2) | cifar10_fast.RECIPE |
-         {'train.flip': False})
+  }, smoke=SMALL, texts=SMALL | {
+      'folder.texts': True,
+      'model.query_block': (32,),
+      'model.memory_flange': (96,),
+      'model.text_length': 96,
+      'model.text_dropout': 0.1,
+      'model.num_encoder_layers': 2,
+      'train.steps': 8000,
+  })

@@ -3,6 +3,8 @@ the paper, which names video as future work.
 
   python main.py --config=configs/moving_digits.py
   python main.py --mode=complete --workdir=runs/moving_digits --keep=2
+
+`:per_frame` sees each frame by itself, for comparison.
 """
 
 from image_transformer.configs import base, cifar10_fast
@@ -10,11 +12,13 @@ from image_transformer.configs import base, cifar10_fast
 
 def get_config(variant=''):
   return base.experiment(variant, {
-      **base.smoke(query_block=(1, 4, 16), memory_flange=(2, 4, 0), num_steps=10_000, batch_size=4),
+      **base.smoke(query_block=(1, 4, 16), memory_flange=(1, 4, 0), num_steps=8_500, batch_size=2),
       **cifar10_fast.RECIPE,
       'stand_in': False,
       'dataset': 'moving_digits',
-      'model.embedding_bias': 0.0,
+      'model.likelihood': 'dmol',
       'train.flip': False,
       'eval.batch_size': 50,
-  }, smoke={'train.steps': 1_000})
+      'sample.num_images': 8,
+      'sample.batch_size': 8,
+  }, smoke={'train.steps': 400, 'eval.num_images': 100}, per_frame={'model.memory_flange': (0, 4, 0), 'train.steps': 3_000})

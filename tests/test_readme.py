@@ -1,4 +1,7 @@
-"""Every command of the README works as it is written; training runs in the small form of its configuration."""
+"""README and docs/: every command works as it is written, every number is in results/, every link leads somewhere.
+
+Commands train in the small form of their configurations.
+"""
 
 import json
 import pathlib
@@ -16,16 +19,31 @@ sys.path.insert(0, str(ROOT / 'benchmarks'))
 
 import comparison
 
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+# A page may need what another trains, so those that train come first.
+PAGES.sort(key=lambda page: page.stem not in ('README', 'training', 'using'))
+
 
 def commands():
-  """The commands in the README's code blocks, in order, without comments."""
-  lines = re.findall(r'^    ((?:python main\.py|launch/|make demo).*)$', (ROOT / 'README.md').read_text(), re.MULTILINE)
+  """The commands in the code blocks of all pages, in order, without comments."""
+  lines = [line for page in PAGES for line in
+           re.findall(r'^ {4,6}((?:python main\.py|launch/|make demo).*)$', page.read_text(), re.MULTILINE)]
   return [re.sub(r'\s+#.*', '', line) for line in lines]
+
+
+def page(name):
+  return (ROOT / 'docs' / f'{name}.md').read_text()
+
+
+def flat(text):
+  """Without line breaks."""
+  return ' '.join(text.split())
 
 
 def small(command):
   """The same command, on the small form of a configuration and on this Python."""
   command = re.sub(r'(configs/(?!digits)\w+\.py)(?!\S*:)', r'\1:smoke', command)
+  command = command.replace('folder.py:texts', 'folder.py:texts --config.train.steps=100')
   command = re.sub(r'(?<=--config\.train\.steps=)\d+', '100', command)
   command = re.sub(r'^launch/paper_tables\.sh$', 'launch/paper_tables.sh --smoke', command)
   return re.sub(r'^python ', f'{sys.executable} ', command)
@@ -35,14 +53,9 @@ def results(*path):
   return json.loads(ROOT.joinpath('results', *path).read_text())
 
 
-def section(title):
-  """Of the README, from a heading to the next of its kind."""
-  return re.search(rf'^## {title}\n(.*?)^## ', (ROOT / 'README.md').read_text(), re.MULTILINE | re.DOTALL)[1]
-
-
 def test_measured_runs_are_in_results():
   rows = re.findall(r'^\| `configs/(\w+)\.py(?::([\w,]+))?`[^|]*\| ([\d.]+) \+- ([\d.]+) \| (.*) \|$',
-                    (ROOT / 'README.md').read_text(), re.MULTILINE)
+                    page('tables'), re.MULTILINE)
   assert len(rows) >= 10
   for name, variant, bits_per_dim, error, rest in rows:
     run = results('_'.join([name, *filter(None, variant.split(','))]), 'results.json')
@@ -52,7 +65,7 @@ def test_measured_runs_are_in_results():
 
 
 def test_the_race_is_in_results():
-  text = re.search(r'^Ten minutes on one core.*?\n\n', (ROOT / 'README.md').read_text(), re.MULTILINE | re.DOTALL)[0]
+  text = re.search(r'^Ten minutes on one core.*?\n\n', page('training'), re.MULTILINE | re.DOTALL)[0]
   runs = [results('race', path.name) for path in sorted((ROOT / 'results' / 'race').glob('*_10_seed_*.json'))]
   assert {run['num_cpus'] for run in runs} == {1}
   assert sorted(re.findall(r'\d\.\d{3}', text)) == sorted(f'{run["bits_per_dim"]:.3f}' for run in runs)
@@ -60,7 +73,7 @@ def test_the_race_is_in_results():
 
 def test_the_size_of_a_compressed_file_is_in_results():
   codec = results('codec', 'cifar10_fast_smoke_5700.json')
-  text = ' '.join((ROOT / 'README.md').read_text().split())
+  text = flat(page('using'))
   assert (f'{codec["file_bits_per_dim"]:.3f} bits/dim for {codec["num_images"]:,} images at '
           f'{codec["bits_per_dim"]:.3f}') in text
   assert set(codec['identical'].values()) == {codec['num_images']}
@@ -69,7 +82,7 @@ def test_the_size_of_a_compressed_file_is_in_results():
 def test_rungs_are_in_results():
   rungs = {1: 'digits', 2: 'cifar10_fast_smoke', 3: 'cifar10_fast'}
   rows = re.findall(r'^\| (\d) \| 2 CPU cores \| .* \| ([\d.]+) \| ([\d,]+), ([\d,]+) ',
-                    section('From five minutes to the paper'), re.MULTILINE)
+                    page('training'), re.MULTILINE)
   assert [int(rung) for rung, *_ in rows] == list(rungs)
   for rung, *numbers in rows:
     run = results(rungs[int(rung)], 'results.json')
@@ -80,7 +93,7 @@ def test_the_longest_run_is_in_results():
   run = results('cifar10_small_15000', 'results.json')
   steps, minutes, bits, error = re.search(
       r'after\s([\d,]+)\ssteps.*?, (\d+)\sminutes.*?needs\s([\d.]+)\s\+-\s([\d.]+)',
-      section('From five minutes to the paper'), re.DOTALL).groups()
+      page('training'), re.DOTALL).groups()
   assert (steps, minutes, bits, error) == (
       f'{run["step"]:,}', f'{run["training_seconds"] / 60:.0f}', f'{run["bits_per_dim"]:.3f}',
       f'{run["standard_error"]:.3f}')
@@ -90,19 +103,19 @@ def test_coders_are_in_results():
   rows = results('coders.json')['rows']
   best = {name: [min(row[which] for row in rows if row['coder'].startswith(name))
                  for which in ('bits/dim', 'bits/dim in one sheet')] for name in ('PNG', 'WebP', 'JPEG XL')}
-  found = re.findall(r'(PNG|WebP|JPEG\sXL)\s([\d.]+)\sand\s([\d.]+)', section('From five minutes to the paper'))
+  found = re.findall(r'(PNG|WebP|JPEG\sXL)\s([\d.]+)\sand\s([\d.]+)', page('training'))
   assert {' '.join(name.split()): numbers for name, *numbers in found} == {
       name: [f'{value:.2f}' for value in values] for name, values in best.items()}
 
 
 def test_the_comparison_is_in_results():
   table = comparison.table(comparison.EXPERIMENTS['paper'], ROOT / 'results' / 'comparison')
-  assert table in (ROOT / 'README.md').read_text()
+  assert table in page('tables')
   assert len(re.findall(r'^\| block \d+ \| [\d.]+ \+- [\d.]+ \| [\d.]+, [\d.]+', table, re.MULTILINE)) == 4
 
 
 def test_names_that_stand_for_the_paper_are_there():
-  rows = re.findall(r'^\|[^|]+\| ([^|]*`[\w/.]+\.py`[^|]*) \| ([^|]*) \|$', section('From the paper to the code'),
+  rows = re.findall(r'^\|[^|]+\| ([^|]*`[\w/.]+\.py`[^|]*) \| ([^|]*) \|$', page('paper'),
                     re.MULTILINE)
   assert len(rows) > 8
   for files, names in rows:
@@ -112,7 +125,7 @@ def test_names_that_stand_for_the_paper_are_there():
 
 
 def test_super_resolution_is_in_results():
-  rows = re.findall(r'^\| ([12])D, DMOL, 2 layers \| (.*) \|$', (ROOT / 'README.md').read_text(), re.MULTILINE)
+  rows = re.findall(r'^\| ([12])D, DMOL, 2 layers \| (.*) \|$', page('tables'), re.MULTILINE)
   assert len(rows) == 2
   for dimensions, rest in rows:
     run, other = (results(f'cifar10_{name}_6000', 'results.json')
@@ -124,7 +137,7 @@ def test_super_resolution_is_in_results():
   run = results('cifar10_fast_superres', 'results.json')
   bits, error, minutes = run['bits_per_dim'], run['standard_error'], run['training_seconds'] / 60
   assert (f'By the fast recipe (`cifar10_fast.py:superres`), {bits:.3f} +- {error:.3f} in {minutes:.0f} minutes' in
-          (ROOT / 'README.md').read_text())
+          page('tables'))
 
 
 def test_measured_speed_is_in_results():
@@ -137,7 +150,7 @@ def test_measured_speed_is_in_results():
       return [number for part in value for number in numbers(part)]
     return [value] if isinstance(value, (int, float)) else []
 
-  measured = re.findall(r'\*\*(\d[\d.,]*)( %)?\*\*', section('Speed'))
+  measured = re.findall(r'\*\*(\d[\d.,]*)( %)?\*\*', page('speed'))
   assert len(measured) > 10
   for text, percent in measured:
     decimals = len(text.partition('.')[2])
@@ -147,9 +160,57 @@ def test_measured_speed_is_in_results():
 
 
 def test_links_lead_somewhere():
-  for file in [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *ROOT.glob('*/README.md'), *ROOT.glob('results/*.md')]:
-    for link in re.findall(r'\]\((?!https?:)([^)#]+)', file.read_text()):
-      assert (file.parent / link).exists(), (file.name, link)
+  for file in [*PAGES, ROOT / 'CONTRIBUTING.md', *ROOT.glob('*/README.md'), *ROOT.glob('results/*.md')]:
+    for link, _, heading in re.findall(r'\]\((?!https?:)([^)#]*)(#([^)]+))?', file.read_text()):
+      target = file.parent / link if link else file
+      assert target.exists(), (file.name, link)
+      assert not heading or heading in anchors(target), (file.name, link, heading)
+
+
+def anchors(file):
+  """Of a page's headings, as GitHub makes them."""
+  titles = re.findall(r'^#+ (.*)$', file.read_text(), re.MULTILINE)
+  return [re.sub(r'[^\w -]', '', title.lower()).replace(' ', '-') for title in titles]
+
+
+def test_pages_have_tables_of_contents():
+  for file in (ROOT / 'docs').glob('*.md'):
+    sections = re.findall(r'^## (.*)$', file.read_text(), re.MULTILINE)
+    assert re.findall(r'^\* \[(.*)\]\(#.*\)$', file.read_text(), re.MULTILINE) == sections, file.name
+
+
+def test_the_page_of_the_python_interface_is_that_of_its_docstrings():
+  sys.path.insert(0, str(ROOT / 'docs'))
+  import api
+  assert page('api') == api.page()
+
+
+def test_the_readme_is_short_and_its_numbers_are_in_results():
+  text = (ROOT / 'README.md').read_text()
+  assert text.count('\n') <= 160
+  rows = re.findall(r'^\| \[.*\| (\d\.\d{3}) \+- (\d\.\d{3}) bits/dim \|$', text, re.MULTILINE)
+  runs = ['digits', 'cifar10_fast_smoke', 'cifar10_fast', 'cifar10_fast_superres']
+  assert rows == [tuple(f'{results(run, "results.json")[name]:.3f}' for name in ('bits_per_dim', 'standard_error'))
+                  for run in runs]
+  run = results('cifar10_fast', 'results.json')
+  minutes = f'{run["training_seconds"] / 60:.0f} minutes'
+  assert (f'{run["bits_per_dim"]:.3f} bits/dim on {run["num_images"]:,} test images, after {minutes} on a CPU and '
+          f'{run["num_train_images"]:,} training images') in text
+  assert f'| [CIFAR-10, {minutes}](docs/training.md)' in text and minutes in page('training')
+  run = results('digits', 'results.json')
+  assert (f'{run["bits_per_dim"]:.4f} +- {run["standard_error"]:.4f} bits/dim on {run["num_images"]} images of digits '
+          f'test, step {run["step"]}') in flat(text)
+  codec, coders = results('codec', 'cifar10_fast_smoke_5700.json'), results('coders.json')['rows']
+  alone = {name: min(row['bits/dim'] for row in coders if row['coder'].startswith(name))
+           for name in ('PNG', 'WebP', 'JPEG XL')}
+  assert (f'{codec["file_bits_per_dim"]:.3f} bits/dim; ' +
+          ', '.join(f'{name} {value:.2f}' for name, value in alone.items())) in text
+  assert f'drawing an image takes {times_faster():.0f} times less than without caches' in text
+
+
+def times_faster():
+  row = r'^\| times faster than running the whole image again .*? \| \*\*(\d+)\*\*'
+  return int(re.search(row, page('speed'), re.MULTILINE)[1])
 
 
 @pytest.fixture(scope='module')
@@ -164,6 +225,9 @@ def here(tmp_path_factory):
   random = np.random.default_rng(0)
   for i, size in enumerate([(40, 60), (100, 90), (64, 64), (33, 200), (48, 48), (70, 40)]):
     Image.fromarray(random.integers(256, size=(*size, 3), dtype=np.uint8)).save(here / 'photos' / f'{i}.png')
+  shutil.copytree(here / 'photos', here / 'captioned')
+  for i in range(6):
+    (here / 'captioned' / f'{i}.txt').write_text(f'noise number {i}')
   return here
 
 

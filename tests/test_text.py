@@ -118,7 +118,7 @@ def test_drawings_show_what_their_captions_say(split):
       assert bottom - top + 1 == right - left + 1 == side
       assert (pixels == side * side) == (shape == 'square')
     assert any((color, shape) in scenes.UNSEEN for _, color, shape in objects) == (split == 'unseen')
-    for (_, one, _), (_, other, _), relation in zip(objects, objects[1:], scenes._RELATION.findall(text)):
+    for (_, one, _), (_, other, _), relation in zip(objects, objects[1:], scenes.parse(text)[1]):
       relations[relation] += 1
       (top, bottom, left, right, _), (top2, bottom2, left2, right2, _) = shapes[one], shapes[other]
       assert {'left of': right + 1 < left2, 'right of': right2 + 1 < left, 'above': bottom + 1 < top2,

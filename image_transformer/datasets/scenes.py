@@ -79,9 +79,14 @@ def caption(objects: list[tuple[str, str, str]], relations: list[str]) -> str:
   return texts[0] + ''.join(joint + text for joint, text in zip(joints, texts[1:]))
 
 
+def parse(text: str) -> tuple[list[tuple[str, str, str]], list[str]]:
+  """The objects and relations of a `caption`."""
+  return _SHAPE.findall(text), _RELATION.findall(text)
+
+
 def draw(text: str, rng: np.random.RandomState) -> np.ndarray:
   """An image of a caption: uint8 [32, 32, 3], its shapes at random places."""
-  objects, relations = _SHAPE.findall(text), _RELATION.findall(text)
+  objects, relations = parse(text)
   sides = [SIZES[size] for size, _, _ in objects]
   while True:
     # Many at a time, since few may be possible.
@@ -97,8 +102,8 @@ def draw(text: str, rng: np.random.RandomState) -> np.ndarray:
 
 def entropy(text: str) -> float:
   """The entropy of an image given its caption, in bits: the logarithm of how many there are."""
-  sides = [SIZES[size] for size, _, _ in _SHAPE.findall(text)]
-  return _entropy(tuple(sides), tuple(_RELATION.findall(text)))
+  objects, relations = parse(text)
+  return _entropy(tuple(SIZES[size] for size, _, _ in objects), tuple(relations))
 
 
 @functools.cache

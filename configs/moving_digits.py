@@ -21,4 +21,5 @@ def get_config(variant=''):
       'eval.batch_size': 50,
       'sample.num_images': 8,
       'sample.batch_size': 8,
-  }, smoke={'train.steps': 400, 'eval.num_images': 100}, per_frame={'model.memory_flange': (0, 4, 0), 'train.steps': 3_000})
+  }, smoke={'train.steps': 400, 'eval.num_images': 100},
+     per_frame={'model.memory_flange': (0, 4, 0), 'train.steps': 3_000})

@@ -9,6 +9,7 @@
   python main.py --mode=compress --workdir=DIR --input=FILE_OR_FOLDER --output=FILE
   python main.py --mode=decompress --workdir=DIR --input=FILE --output=FOLDER
   python main.py --mode=score --workdir=DIR --input=FILE_OR_FOLDER
+  python main.py --mode=export --workdir=DIR --output=FOLDER
   python main.py --mode=table --workdir=runs
 
 Once installed, `image-transformer` is the same program, and takes the configurations that come with it by name
@@ -30,7 +31,7 @@ import jax
 from ml_collections import config_flags
 
 from image_transformer import config as config_lib
-from image_transformer import data, devices, experiments, reports, runs, stopping, tables, tasks
+from image_transformer import data, devices, experiments, reports, runs, stopping, tables, tasks, weights
 from image_transformer.config import check
 from image_transformer.configs import paper
 from image_transformer.errors import InputError, RunError, last_line
@@ -41,7 +42,7 @@ from image_transformer.training import dry_run, train
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, such as configs/digits.py[:smoke].')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run. Default: runs/<name of the configuration>.')
 _MODE = flags.DEFINE_string('mode', 'train', 'train, eval, sample, complete, superres, picture, compress, decompress, '
-                            'score or table.')
+                            'score, export or table.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Say what would be trained and what a step costs, and do nothing else.')
 _AVERAGE = flags.DEFINE_integer('average_checkpoints', 1, 'Use the mean of the parameters of the newest N checkpoints.')
 _NUM_SAMPLES = flags.DEFINE_integer('num_samples', None, 'How many images to draw; per input, if there are inputs. '
@@ -78,6 +79,7 @@ _FLAGS['complete'] = [*_FLAGS['superres'], 'keep']
 _FLAGS['score'] = [*_FLAGS['eval'], 'input', 'num_inputs']
 _FLAGS['compress'] = [*_FLAGS['score'], *_TYPED, 'output', 'no_verify']
 _FLAGS['decompress'] = [*_FLAGS['eval'], 'input', 'output']
+_FLAGS['export'] = [*_FLAGS['eval'], 'output']
 _FLAGS['picture --kind=attention'] = [*_FLAGS['eval'], 'kind', *_TYPED, 'input', 'position']
 _FLAGS['picture --kind=memory'] = ['config', 'kind', 'position']
 _FLAGS['picture --kind=bits'] = [*_FLAGS['eval'], 'kind', *_TYPED, 'input', 'num_inputs']
@@ -95,12 +97,6 @@ def _train() -> None:
 def _eval() -> None:
   run = _load()
   reports.write_evaluation(run, run.evaluate(), run.config.eval.split)
-
-
-def _complete() -> None:
-  if _KEEP.value is None:
-    raise InputError('--keep is None, but must be the number of rows to keep.')
-  _task().complete(_KEEP.value)
 
 
 def _picture() -> None:
@@ -121,10 +117,11 @@ def _table() -> None:
   print(tables.render(paper.entries(), found, as_csv=_CSV.value, only_runs=not _ALL.value))
 
 
-_MODES = {'train': _train, 'eval': _eval, 'sample': lambda: _task().sample(), 'complete': _complete,
-          'superres': lambda: _task().enlarge(), 'picture': _picture, 'table': _table,
+_MODES = {'train': _train, 'eval': _eval, 'sample': lambda: _task().sample(), 'picture': _picture, 'table': _table,
+          'complete': lambda: _task().complete(_KEEP.value), 'superres': lambda: _task().enlarge(),
           'compress': lambda: _task().compress(_OUTPUT.value or '', not _NO_VERIFY.value),
-          'decompress': lambda: _task().decompress(_OUTPUT.value or ''), 'score': lambda: _task().score()}
+          'decompress': lambda: _task().decompress(_OUTPUT.value or ''), 'score': lambda: _task().score(),
+          'export': lambda: _task().export(_OUTPUT.value or '')}
 
 
 def _load() -> Run:
@@ -159,7 +156,7 @@ def _given_config() -> config_lib.Config | None:
 def _workdir() -> epath.Path:
   if _WORKDIR.value:
     check(not _WORKDIR.value.startswith('-'), '--workdir', _WORKDIR.value, 'a folder, not the next flag')
-    return as_path(_WORKDIR.value, '--workdir')
+    return as_path(weights.find(_WORKDIR.value), '--workdir')
   if _CONFIG.value is None:
     raise InputError('Nothing to do: give --config=configs/NAME.py, or --workdir=DIR of a run.')
   name, _, variant = os.path.basename(config_flags.get_config_filename(flags.FLAGS['config'])).partition(':')

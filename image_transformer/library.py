@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from image_transformer import batching, data, devices
+from image_transformer import batching, data, devices, weights
 from image_transformer.codec import Codec
 from image_transformer.conditions import default_given
 from image_transformer.config import Config, check
@@ -165,6 +165,13 @@ class Run:
     """Decompresses a file that may be damaged; returns how many images it has, and the undamaged ones by index."""
     return self._codec.recover(content)
 
+  def export(self, folder: os.PathLike | str) -> None:
+    """Writes the parameters as `params.safetensors`, with `config.json`, into a folder that does not exist yet; `load`
+    reads it."""
+    path = as_path(folder)
+    check(not path.exists(), 'folder', str(folder), 'one that does not exist yet')
+    weights.write(path, self.config, self.variables['params'], self.step)
+
   def _given(self, given, num_images):
     """Conditions as arrays, one value for each image."""
     conditions = self.model.conditions
@@ -178,7 +185,7 @@ def load(workdir: os.PathLike | str, config: Config | None = None, num_checkpoin
   """Loads a run.
 
   Args:
-    workdir: its folder.
+    workdir: its folder, or the name of a model that comes with the program (`weights.shipped()`).
     config: its configuration, if fields that do not define the run (such as
       `data_dir` or `eval`) should differ from the saved one.
     num_checkpoints: how many of the newest checkpoints to average the parameters of.
@@ -186,7 +193,7 @@ def load(workdir: os.PathLike | str, config: Config | None = None, num_checkpoin
   Raises:
     InputError: if there is no run, there are too few checkpoints, or `config` is another run's.
   """
-  folder = as_path(workdir)
+  folder = as_path(weights.find(workdir, by_name=True))
   saved = read_config(folder)
   if config is not None:
     check_same_run(folder, saved, config)

@@ -14,11 +14,11 @@ import jax
 import numpy as np
 
 from image_transformer import config as config_lib
-from image_transformer import devices
+from image_transformer import devices, weights
 from image_transformer.checkpoints import Checkpoints, saved_steps
 from image_transformer.config import Config, check, flatten
 from image_transformer.errors import InputError, shown
-from image_transformer.model import ImageTransformer
+from image_transformer.model import ImageTransformer, init_params
 from image_transformer.optimizers import make_optimizer
 from image_transformer.paths import as_path, is_address
 from image_transformer.state import init_state
@@ -112,6 +112,9 @@ def check_workdir(workdir: epath.Path) -> None:
     InputError: if it holds something else, or cannot be written.
   """
   # Files left by a process that was killed while it started a run, pictures drawn before it, logs of a scheduler.
+  if (workdir / weights.FILE).exists():
+    raise InputError(f'{workdir} holds exported weights, which cannot be trained there; choose another workdir, with '
+                     f'init_from={workdir} to begin with them.')
   begun = re.compile(r'lock|config\.json\.part|pictures|\..*|.*\.(log|out|err)')
   if not (workdir / 'config.json').exists() and workdir.is_dir() and any(
       not begun.fullmatch(path.name) for path in workdir.iterdir()):
@@ -164,6 +167,9 @@ def load_params(workdir: epath.PathLike, config: Config, model: ImageTransformer
     InputError: if there are too few checkpoints.
   """
   check(0 < num_checkpoints < 2**31, 'num_checkpoints', num_checkpoints, 'in 1..2^31-1')
+  if not saved_steps(workdir) and (as_path(workdir) / weights.FILE).exists():
+    check(num_checkpoints == 1, 'num_checkpoints', num_checkpoints, '1 for exported weights')
+    return weights.read(as_path(workdir), jax.eval_shape(lambda: init_params(model, 0)))
   if not saved_steps(workdir):
     raise InputError(f'There is no checkpoint in {workdir}; train first with the same workdir.')
   optimizer = make_optimizer(config.optimizer, config.train.steps)

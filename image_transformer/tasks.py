@@ -9,7 +9,7 @@ import zlib
 from etils import epath
 import numpy as np
 
-from image_transformer import pictures, reports, runs, superres
+from image_transformer import pictures, reports, runs, superres, weights
 from image_transformer.conditions import default_given
 from image_transformer.config import Config, check
 from image_transformer.data import image_spec
@@ -67,11 +67,13 @@ class Task:
       reports.write_drawing(run, self._name('', (number,)), temperature, draw(images), arrays,
                             pictures.film(draw, images))
 
-  def complete(self, rows: int) -> None:
+  def complete(self, rows: int | None) -> None:
     """Keeps the first rows of inputs, draws the rest, and writes rows of: what was given | samples | original.
 
     Of videos, the first frames are kept.
     """
+    if rows is None:
+      raise InputError('rows is None, but must be the number of rows to keep.')
     positions_in_rows(self.run.model, rows)  # checks them before inputs are read
     inputs, levels = self._inputs(originals=True), self.run.model.spec.levels
     captions = pictures.captions_of(self.run.model, inputs)
@@ -166,6 +168,11 @@ class Task:
     given = {name: inputs[name] for name in self.run.model.conditions if name != 'label'}
     name = f'{self.run.step:07d}_{self._source()}_{len(inputs["image"])}'
     reports.write_scores(self.run.workdir, name, files, self.run.scores(inputs['image'], **given))
+
+  def export(self, output: str) -> None:
+    """Writes the parameters as safetensors, with the configuration."""
+    self.run.export(_new(output))
+    print(f'Wrote {output}: {weights.FILE} and config.json')
 
   def _typed(self, number):
     """The values of conditions that were typed, repeated to a number of images."""

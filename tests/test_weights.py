@@ -1,0 +1,120 @@
+"""Exported parameters: what comes back is what was trained, and nothing else is taken for it."""
+
+import dataclasses
+import json
+import pathlib
+
+from etils import epath
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from helpers import leave_run
+import image_transformer as it
+from image_transformer import runs, weights
+from image_transformer.config import Config, FolderConfig, ModelConfig
+
+MODEL = ModelConfig(query_block=(16,), memory_flange=(16,), num_layers=1, hidden_size=16, num_heads=2, ffn_size=16,
+                    class_conditional=True, dropout=0.0)
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+  return str(tmp_path_factory.mktemp('data'))
+
+
+@pytest.fixture(scope='module')
+def run(data_dir, tmp_path_factory):
+  """A run with averaged parameters."""
+  config = Config(dataset='digits', data_dir=data_dir, model=MODEL)
+  config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=7, ema_decay=0.9))
+  workdir = tmp_path_factory.mktemp('run')
+  leave_run(workdir, config, steps=(7,))
+  return it.load(workdir)
+
+
+@pytest.fixture
+def exported(run, tmp_path):
+  run.export(tmp_path / 'exported')
+  return tmp_path / 'exported'
+
+
+def test_exported_parameters_come_back(run, exported):
+  again = it.load(exported)
+  assert again.step == 7 and again.model.config == run.model.config
+  images = np.random.default_rng(0).integers(17, size=(3, 8, 8, 1))
+  np.testing.assert_array_equal(again.log_prob(images, label=3), run.log_prob(images, label=3))
+  assert sorted(path.name for path in exported.iterdir()) == ['config.json', 'params.safetensors']
+
+
+def test_others_can_read_them(run, exported):
+  flat = safetensors.numpy.load_file(exported / 'params.safetensors')
+  assert sum(array.size for array in flat.values()) > 1000
+  np.testing.assert_array_equal(flat['output/kernel'], run.variables['params']['output']['kernel'])
+
+
+def test_nothing_of_this_machine_is_exported(run, tmp_path):
+  config = dataclasses.replace(run.config, init_from='/secret/run', folder=FolderConfig(path='/secret/photos'))
+  weights.write(epath.Path(tmp_path), config, run.variables['params'], 7)
+  content = (tmp_path / 'config.json').read_text()
+  assert 'secret' not in content and run.config.data_dir not in content
+  assert runs.read_config(tmp_path).model == run.config.model
+
+
+def test_nothing_is_overwritten(run, exported):
+  with pytest.raises(it.InputError, match='folder is .*, but must be one that does not exist yet'):
+    run.export(exported)
+
+
+def test_a_run_can_begin_with_them_but_not_train_among_them(run, exported, tmp_path, data_dir):
+  before = {path: path.read_bytes() for path in exported.iterdir()}
+  with pytest.raises(it.InputError, match='holds exported weights, which cannot be trained there.*init_from='):
+    it.train(dataclasses.replace(run.config, data_dir=data_dir), exported)
+  assert {path: path.read_bytes() for path in exported.iterdir()} == before
+  config = dataclasses.replace(
+      run.config, init_from=str(exported), eval=dataclasses.replace(run.config.eval, num_images=8, batch_size=8),
+      sample=dataclasses.replace(run.config.sample, num_images=2),
+      optimizer=dataclasses.replace(run.config.optimizer, learning_rate=1e-30),
+      train=dataclasses.replace(run.config.train, steps=1, batch_size=8, ema_decay=0.0))
+  trained = it.train(config, tmp_path / 'more')
+  images = np.random.default_rng(0).integers(17, size=(3, 8, 8, 1))
+  np.testing.assert_allclose(trained.log_prob(images, label=3), run.log_prob(images, label=3), rtol=1e-6)
+
+
+@pytest.mark.parametrize('damage', [
+    lambda content: content[:100], lambda content: content[:-1], lambda content: b'',
+    lambda content: b'\xff' * 8 + content[8:], lambda content: content[:8] + b'[' + content[9:],
+    lambda content: content.replace(b'"step"', b'"stop"', 1), lambda content: content[:-99] + b'x' + content[-98:]])
+def test_damage_is_recognised(exported, damage):
+  path = exported / 'params.safetensors'
+  path.write_bytes(damage(path.read_bytes()))
+  with pytest.raises(it.InputError, match='params.safetensors is damaged .*: replace it'):
+    it.load(exported)
+
+
+def test_those_of_another_network_are_recognised(exported):
+  config = json.loads((exported / 'config.json').read_text())
+  config['model']['ffn_size'] = 24
+  (exported / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(it.InputError, match='is of another network: decoder/layer_0/ffn/.* there, and .*24'):
+    it.load(exported)
+
+
+def test_checkpoints_of_them_cannot_be_averaged(exported):
+  with pytest.raises(it.InputError, match='num_checkpoints is 2, but must be 1 for exported weights'):
+    it.load(exported, num_checkpoints=2)
+
+
+def test_models_that_come_with_the_program_have_names(run, tmp_path, monkeypatch):
+  monkeypatch.setattr(weights, '_SHIPPED', tmp_path / 'shipped')
+  monkeypatch.chdir(tmp_path)
+  run.export(tmp_path / 'shipped' / 'tiny')
+  assert weights.shipped() == ['tiny']
+  assert it.load('tiny').step == it.load('weights/tiny').step == 7
+  # For the command, only weights/tiny: a run may have the same name.
+  assert weights.find('weights/tiny') == tmp_path / 'shipped' / 'tiny' and weights.find('tiny') == 'tiny'
+  for other in ('runs/tiny', 'x/weights/tiny', 'weights/other', pathlib.Path('/weights/tiny')):
+    assert weights.find(other, by_name=True) == other
+  pathlib.Path('tiny').mkdir()  # one's own comes first
+  with pytest.raises(it.InputError, match='There is no tiny/config.json'):
+    it.load('tiny')

@@ -18,10 +18,10 @@ setuptools.setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.11,<3.14',
-    # image_transformer/configs and image_transformer/weights are links to folders beside it, to be installed.
+    # image_transformer/configs is a link to configs/, so that the configurations are installed too.
     packages=['image_transformer', 'image_transformer.configs', 'image_transformer.datasets'],
     entry_points={'console_scripts': ['image-transformer = image_transformer.__main__:main']},
-    package_data={'image_transformer': ['weights/*/*.*'], 'image_transformer.datasets': ['*.npz']},
+    package_data={'image_transformer': ['shipped/*/*.*'], 'image_transformer.datasets': ['*.npz']},
     install_requires=[
         'absl-py>=2.1',
         'array_record>=0.7',

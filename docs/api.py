@@ -16,7 +16,7 @@ Written from the docstrings by `python docs/api.py`.
 ```python
 import image_transformer as it
 
-run = it.load('runs/digits')  # or it.train(it.load_config('digits', {'train.steps': 500}), 'runs/digits')
+run = it.load('runs/digits')  # or it.train(it.load_config('digits', {'train.steps': 500}), 'runs/quick')
 threes = run.sample(10, label=3, temperature=0.9)
 bits_per_dim = run.bits_per_dim(threes, label=3)
 completed = run.complete(threes, rows=4, label=3, seed=1)

@@ -1,7 +1,7 @@
 """Trained parameters as one file, `params.safetensors`, beside the run's `config.json`: small, and read by others.
 
 Such a folder is a workdir for every mode but training, and can be started from with `init_from`. Those that come with
-the program are in `weights/`.
+the program are in `weights/`, a link into the package.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from image_transformer.errors import InputError, last_line
 from image_transformer.workdir import write_whole
 
 FILE = 'params.safetensors'
-_SHIPPED = pathlib.Path(__file__).with_name('weights')
+_SHIPPED = pathlib.Path(__file__).with_name('shipped')
 
 
 def shipped() -> list[str]:

@@ -46,7 +46,8 @@ def small(command):
   if named:  # in the workdir that the command has as it is written
     workdir = '' if '--workdir' in command else f' --workdir=runs/{named[1]}'
     command = command.replace(named[0], f'{named[0]}:smoke') + workdir
-  command = command.replace(':gpu_hour', ':smoke').replace('folder.py:texts', 'folder.py:texts --config.train.steps=100')
+  command = command.replace(':gpu_hour', ':smoke')
+  command = command.replace('folder.py:texts', 'folder.py:texts --config.train.steps=100')
   command = re.sub(r'(?<=--config\.train\.steps=)\d+', '100', command)
   command = re.sub(r'^launch/paper_tables\.sh$', 'launch/paper_tables.sh --smoke', command)
   return re.sub(r'^python ', f'{sys.executable} ', command)

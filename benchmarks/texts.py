@@ -60,7 +60,14 @@ def exchanged_colors(text: str, rng: np.random.Generator) -> str | None:
   changed = list(objects)
   (size, color, shape), (other_size, other_color, other_shape) = objects[i], objects[j]
   changed[i], changed[j] = (size, other_color, shape), (other_size, color, other_shape)
-  return scenes.caption(changed, relations)
+  return None if facts(changed, relations) == facts(objects, relations) else scenes.caption(changed, relations)
+
+
+def facts(objects: list[tuple[str, str, str]], relations: list[str]) -> set:
+  """What a caption says, in whatever order: its objects, and which is left of or above which."""
+  pairs = zip(objects, relations, objects[1:])
+  return {*objects, *((one, relation, other) if relation in ('left of', 'above') else (other, _OPPOSITE[relation], one)
+                      for one, relation, other in pairs)}
 
 
 CHANGES = {'one wrong word': wrong_word, 'a turned relation': turned_relation, 'exchanged colours': exchanged_colors}

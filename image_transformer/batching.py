@@ -25,10 +25,12 @@ _KEPT_BYTES = 2**30
 
 
 def digest(source: Sequence) -> str:
-  """Identifies the images of a source: hashes up to 256 of them, evenly spaced."""
+  """Identifies the images of a source and their texts: hashes up to 256 of them, evenly spaced."""
   found = hashlib.sha256()
   for index in np.unique(np.linspace(0, len(source) - 1, 256).astype(int)):
-    found.update(source[index]['image'].tobytes())
+    example = source[index]
+    for name in ('image', 'text'):
+      found.update(example[name].tobytes() if name in example else b'')
   return found.hexdigest()[:16]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 import json
+import os
 
 from etils import epath
 
@@ -11,7 +12,7 @@ _METADATA = 'metadata.jsonl'
 
 
 def read_captions(files: Iterable[epath.Path]) -> tuple[dict[epath.Path, str], set[epath.Path]]:
-  """Reads the captions among some files.
+  """Reads the captions among some files; where an image has both, the one in the metadata counts.
 
   Returns:
     The captions by image file, and the files that they come from.
@@ -19,26 +20,34 @@ def read_captions(files: Iterable[epath.Path]) -> tuple[dict[epath.Path, str], s
   Raises:
     InputError: for a file that is not UTF-8, or a line of metadata that is not valid.
   """
-  files, texts, sources = set(files), {}, set()
+  files = sorted(files)
+  texts: dict[epath.Path, str] = {}
+  sources: set[epath.Path] = set()
   stems: dict[epath.Path, list[epath.Path]] = {}
   for file in files:
     stems.setdefault(file.with_suffix(''), []).append(file)
-  for file in sorted(files):
+  for file in files:
+    images = [other for other in stems[file.with_suffix('')] if other != file]
+    if file.suffix == '.txt' and images:
+      sources.add(file)
+      texts |= dict.fromkeys(images, _plain(_read(file)))
+  for file in files:
     if file.name == _METADATA:
       sources.add(file)
-      for number, line in enumerate(_read(file).splitlines(), 1):
+      for number, line in enumerate(_read(file).split('\n'), 1):
         try:
           entry = json.loads(line) if line.strip() else None
           if entry is not None:
-            texts[file.parent / entry['file_name']] = ' '.join(entry['text'].split())
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            texts[type(file)(os.path.normpath(file.parent / entry['file_name']))] = _plain(entry['text'])
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
           raise InputError(f'{file}, line {number}, must be {{"file_name": "...", "text": "..."}}, with double quotes.'
                            ) from error
-    elif file.suffix == '.txt' and len(stems[file.with_suffix('')]) > 1:
-      sources.add(file)
-      text = ' '.join(_read(file).split())
-      texts |= {image: text for image in stems[file.with_suffix('')] if image != file}
   return texts, sources
+
+
+def _plain(text):
+  """In one line, of characters that UTF-8 has."""
+  return ' '.join(text.split()).encode(errors='replace').decode()
 
 
 def _read(file):

@@ -76,8 +76,8 @@ _FLAGS = {'train': ['config', 'dry_run'], 'eval': ['config', 'average_checkpoint
 _FLAGS['sample'] = [*_FLAGS['eval'], 'num_samples', 'temperature', *_TYPED, 'seed', 'npz']
 _FLAGS['superres'] = [*_FLAGS['sample'], 'input', 'num_inputs']
 _FLAGS['complete'] = [*_FLAGS['superres'], 'keep']
-_FLAGS['score'] = [*_FLAGS['eval'], 'input', 'num_inputs']
-_FLAGS['compress'] = [*_FLAGS['score'], *_TYPED, 'output', 'no_verify']
+_FLAGS['score'] = [*_FLAGS['eval'], *_TYPED, 'input', 'num_inputs']
+_FLAGS['compress'] = [*_FLAGS['score'], 'output', 'no_verify']
 _FLAGS['decompress'] = [*_FLAGS['eval'], 'input', 'output']
 _FLAGS['export'] = [*_FLAGS['eval'], 'output']
 _FLAGS['picture --kind=attention'] = [*_FLAGS['eval'], 'kind', *_TYPED, 'input', 'position']
@@ -144,7 +144,7 @@ def _task() -> tasks.Task:
                                         config_lib.positive_float(float(word)) for word in words)
   check(good, 'temperature', ','.join(words or ()), 'one or more positive numbers, separated by commas')
   tasks.check_choices(_INPUT.value, _NUM_INPUTS.value, _NUM_SAMPLES.value, _SEED.value)
-  typed = {flag.name: flag.value for flag in _CONDITIONS if flag.value is not None}
+  typed = {flag.name: tasks.split(flag.name, flag.value) for flag in _CONDITIONS if flag.value is not None}
   return tasks.Task(_load(), typed, _INPUT.value, _NUM_INPUTS.value, _NUM_SAMPLES.value, [*map(float, words or ())],
                     _SEED.value, _NPZ.value)
 

@@ -13,6 +13,7 @@ Shape suffixes: those of `sampling.py`, I images of a file.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -32,7 +33,7 @@ from image_transformer.model import ImageTransformer
 from image_transformer.progress import Progress
 
 MAGIC = b'\x89ITC'
-FORMAT = 1  # of the file
+FORMAT = 2  # of the file
 BATCH = 8  # images that are coded side by side; more can change the last bits of the probabilities
 _CHECKSUM_BYTES = 3
 _NUM_TESTED = 8  # slots whose numbers the header identifies
@@ -68,7 +69,8 @@ class Codec:
       RunError: if the verification fails: this machine does not compute the same numbers twice.
     """
     images = np.asarray(check_images(images, self.model.spec))
-    given = jax.tree.map(np.asarray, check_given(given, self.model.conditions, len(images)))
+    checked = check_given(given, self.model.conditions, len(images))
+    given = {name: np.asarray(values, np.int32) for name, values in checked.items()}
     values_ILV = np.asarray(self.model.apply({'params': self._params}, images, method='values'))
     streams = []
     with Progress('compress', 'image', len(images)) as progress:
@@ -166,7 +168,10 @@ class Codec:
   @functools.cached_property
   def _model_digest(self):
     """Identifies the network: hashes its parameters and its configuration."""
-    found = hashlib.sha256(repr((self.model.config, self.model.spec)).encode())
+    # Fields that are added later, and have their defaults, change nothing.
+    changed = [{field.name: getattr(part, field.name) for field in dataclasses.fields(part)
+                if getattr(part, field.name) != field.default} for part in (self.model.config, self.model.spec)]
+    found = hashlib.sha256(repr(changed).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(self._params):
       array = np.asarray(leaf)
       found.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'.encode() + array.tobytes())

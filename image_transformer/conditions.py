@@ -83,8 +83,13 @@ class Condition:
     """Values [num_images, *shape] from what a user gives in Python: one for each image, or a single one for all."""
     return np.full(num_images, given) if np.ndim(given) == 0 and not self.shape else given
 
+  @staticmethod
+  def split(typed: Sequence[str]) -> list[str]:
+    """The words in what the user typed, once or several times."""
+    return list(typed)
+
   def parse(self, words: Sequence[str]) -> np.ndarray:
-    """Parses what the user typed, once or several times, into values [N, *shape].
+    """Parses words typed by the user into values [words, *shape].
 
     Raises:
       InputError: if they are not valid.

@@ -57,9 +57,9 @@ class ImageSpec:
     return (self.frames, *still) if self.frames else still
 
   @property
-  def stacked(self) -> 'ImageSpec':
-    """Of still images which hold the frames of a video one below another."""
-    return dataclasses.replace(self, height=max(self.frames, 1) * self.height, frames=0)
+  def stacked_shape(self) -> tuple[int, int, int]:
+    """[T * H, W, C]: the frames of a video one below another."""
+    return max(self.frames, 1) * self.height, self.width, self.channels
 
   @property
   def num_dims(self) -> int:

@@ -93,9 +93,9 @@ def open_split(config: Config, split: str) -> Sequence[dict[str, Any]]:
     _check_files(builder.info.splits[split])
     examples = _Examples(config, dataset, builder.as_data_source(split))
     shape = examples[0]['image'].shape
-  if shape not in (spec.stacked.shape, dataset.stored):
+  if shape not in (spec.stacked_shape, dataset.stored):
     raise InputError(f'{config.dataset} in {builder.data_path} has images of shape {shape}, '
-                     f'but must have {dataset.stored or spec.stacked.shape}.')
+                     f'but must have {dataset.stored or spec.stacked_shape}.')
   conditions = make_conditions(config.model, spec)
   source = grain.MapDataset.source(examples).map(lambda example: _element(example, spec, conditions))
   return keep_in_memory(source)
@@ -256,7 +256,7 @@ def _check_files(split: tfds.core.SplitInfo) -> None:
 
 def _element(example: dict[str, Any], spec: ImageSpec, conditions: Mapping[str, Condition]) -> dict[str, Any]:
   stored = example['image']
-  element = {'image': stored.reshape(spec.shape) if stored.shape == spec.stacked.shape else
+  element = {'image': stored.reshape(spec.shape) if stored.shape == spec.stacked_shape else
                       area_resize(stored, spec.height, spec.width)}
   if spec.num_classes:
     element['label'] = np.int32(example['label'])

@@ -75,28 +75,42 @@ def read_image(path: os.PathLike | str, channels: int, exact: bool = False) -> n
     InputError: if the file cannot be used; the message says why. Images above PIL's limit of 179 million pixels
       are rejected by their header, before they are decoded.
   """
+  with _errors_of(path, 'an image', 'a PNG, JPEG or WebP image'):
+    content = _without_metadata(as_path(path).read_bytes())
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+      return _pixels(image, channels, exact)
+
+
+@contextlib.contextmanager
+def _errors_of(path, use, kind):
+  """Turns what PIL raises into one line."""
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')  # about damaged metadata, say; damaged pixels raise
-      content = _without_metadata(as_path(path).read_bytes())
-      with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-        return _pixels(image, channels, exact)
+      yield
   except UnidentifiedImageError as error:
-    raise NotAnImageError(f'{path} is not a PNG, JPEG or WebP image.') from error
+    raise NotAnImageError(f'{path} is not {kind}.') from error
+  except InputError:
+    raise
   except Exception as error:  # PIL's decoders raise more than a dozen kinds
     reason = getattr(error, 'strerror', None) or ' '.join(str(error).split()) or type(error).__name__
-    raise InputError(f'{path} cannot be used as an image ({reason}).') from error
+    raise InputError(f'{path} cannot be used as {use} ({reason}).') from error
 
 
 def find_videos(files: Sequence[epath.Path]) -> list[epath.Path]:
-  """The videos among files: animations, and folders of still images, which are their frames in order of their names."""
-  found: dict[epath.Path, None] = {}
-  for file in files:
-    animated = False
-    with contextlib.suppress(Exception), Image.open(file, formats=_MOVING) as image:
-      animated = getattr(image, 'n_frames', 1) > 1
-    found[file if animated else file.parent] = None
-  return list(found)
+  """The videos among files: animations, and folders of still images, which are their frames in order of their names.
+
+  Files that are no images are returned too, to be named when they cannot be read.
+  """
+  return list(dict.fromkeys(file.parent if _is_still(file) else file for file in files))
+
+
+def _is_still(file):
+  with contextlib.suppress(Exception), warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    with Image.open(io.BytesIO(file.read_bytes()), formats=(*_FORMATS, 'GIF')) as image:
+      return image.format != 'GIF' and getattr(image, 'n_frames', 1) == 1
+  return False
 
 
 def read_video(path: os.PathLike | str, channels: int, frames: int, exact: bool = False) -> np.ndarray:
@@ -104,30 +118,27 @@ def read_video(path: os.PathLike | str, channels: int, frames: int, exact: bool 
 
   Args:
     path: the file or folder, as `find_videos` finds them.
-    channels, exact: as of `read_image`.
+    channels: 1 (grey) or 3 (RGB).
     frames: how many.
+    exact: whether to reject what would lose anything, more frames too; see `read_image`.
 
   Returns:
     uint8 [frames, H, W, channels].
 
   Raises:
-    InputError: if there are fewer, or they differ in size; otherwise as `read_image`.
+    InputError: if it cannot be used; the message says why.
   """
   if as_path(path).is_dir():
-    files = sorted(file for file in as_path(path).iterdir() if file.is_file() and not file.name.startswith('.'))
-    read: list[np.ndarray] = []
-    for file in files:
-      with contextlib.suppress(NotAnImageError):
-        read += [read_image(file, channels, exact)] if len(read) < frames else []
+    files = sorted(file for file in as_path(path).iterdir() if not file.name.startswith('.') and _is_still(file))
+    number, read = len(files), [read_image(file, channels, exact) for file in files[:frames]]
   else:
-    try:
-      with Image.open(path, formats=_MOVING) as image:
-        moving = itertools.islice(ImageSequence.Iterator(image), frames)
-        read = [_pixels(frame.copy(), channels, exact) for frame in moving]
-    except Exception as error:  # as in `read_image`
-      raise NotAnImageError(f'{path} cannot be used as a video ({" ".join(str(error).split())}).') from error
-  if len(read) < frames:
-    raise NotAnImageError(f'{path} has {len(read)} frames, but must have {frames} or more.')
+    with (_errors_of(path, 'a video', 'a GIF, PNG or WebP animation'),
+          Image.open(io.BytesIO(as_path(path).read_bytes()), formats=_MOVING) as image):
+      number = getattr(image, 'n_frames', 1)
+      moving = itertools.islice(ImageSequence.Iterator(image), frames)
+      read = [_pixels(frame.copy(), channels, exact) for frame in moving]
+  if number < frames or exact and number > frames:
+    raise InputError(f'{path} has {number} frames, but must have {frames}{"" if exact else " or more"}.')
   if len({frame.shape for frame in read}) > 1:
     raise InputError(f'{path} has frames of different sizes.')
   return np.stack(read)

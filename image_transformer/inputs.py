@@ -1,6 +1,7 @@
 """Inputs from the user for a trained model: files of any size, or the first images of a split."""
 
 import os
+from typing import Any
 
 from etils import epath
 import numpy as np
@@ -51,6 +52,16 @@ def read_named_inputs(run: Run, path: os.PathLike | str | None, number: int,
                        f'{spec.height} x {spec.width}.')
     if not np.array_equal(pictures.as_bytes(photo, spec.levels), before):
       raise InputError(f'{file} has intensities other than the {spec.levels} of the model, which spread over a byte.')
+  more: list[dict[str, Any]] = [{} for _ in files]
+  if texts and texts.keys() >= set(files):
+    more = [{'text': texts[file]} for file in files]
+  elif texts:
+    warn(f'{next(file for file in files if file not in texts)} has no text, so the texts of the others are not used.')
+
+  def given(examples):
+    return {name: np.stack([condition.of_example(example) for example in examples])
+            for name, condition in run.model.conditions.items() if condition.source in examples[0]}
+
   # A condition may itself be an image, and the photos may already have its size.
   for name, condition in run.model.conditions.items():
     are_it = [photo.shape == condition.shape for photo in photos]
@@ -59,26 +70,25 @@ def read_named_inputs(run: Run, path: os.PathLike | str | None, number: int,
       raise InputError(f'Some files in {path} are {height} x {width} and others are not, such as '
                        f'{files[are_it.index(False)]}: give them one kind at a time.')
     if any(are_it):
-      return {name: np.stack(photos)}, files
-  inputs: dict[str, list[np.ndarray]] = {'image': []}
-  for file, photo in zip(files, photos):
+      return {name: np.stack(photos)} | given(more), files
+  fitted = []
+  for file, photo, example in zip(files, photos, more):
     try:
-      inputs['image'].append(images.fit(photo, spec.height, spec.width))
+      fitted.append(images.fit(photo, spec.height, spec.width))
     except InputError as error:
       raise InputError(f'{file}: {error}') from error
-    example = {'image': images.crop_to(photo, spec.height, spec.width)}
-    example |= {'text': texts[file]} if texts.keys() >= set(files) else {}
-    for name, condition in run.model.conditions.items():
-      if condition.source in example:
-        inputs.setdefault(name, []).append(condition.of_example(example))
-  return {name: np.stack(values) for name, values in inputs.items()}, files
+    example['image'] = images.crop_to(photo, spec.height, spec.width)
+  return {'image': np.stack(fitted)} | given(more), files
 
 
 def _read(path, spec, number, exact):
   """The first files that hold images, these, and the texts of files; what is left out of a folder is said."""
   found, left_out = images.find_files(path)
-  texts, sources = read_captions(found) if spec.has_texts else ({}, set())
-  found = images.find_videos(found) if spec.frames else [file for file in found if file not in sources]
+  beside = found if path.is_dir() else [file for file in path.parent.iterdir() if file.is_file()]
+  texts, sources = read_captions(beside) if spec.has_texts else ({}, set())
+  if path.is_dir():
+    found = [file for file in found if file not in sources]
+    found = images.find_videos(found) if spec.frames else found
   left_out = {file: f'{file} is {reason}' for file, reason in left_out.items()}
   files, photos = [], []
   for file in found:

@@ -61,8 +61,11 @@ class Label(Condition):
   def captions(self, values):
     return [str(value) for value in values]
 
+  @staticmethod
+  def split(typed):
+    return [word.strip() for words in typed for word in words.split(',')]
+
   def parse(self, words):
-    words = ','.join(words).split(',')
-    good = all(re.fullmatch(r'\d{1,9}', word) and int(word) < self.num_values for word in words)
+    good = words and all(re.fullmatch(r'\d{1,9}', word) and int(word) < self.num_values for word in words)
     check(good, 'labels', ','.join(words), f'classes in 0..{self.num_values - 1}, separated by commas')
     return np.array(words, np.int32)

@@ -91,7 +91,8 @@ def strips(columns: Sequence[np.ndarray], levels: int, captions: Sequence[str] =
   columns = [column[:_MAX_STRIPS] for column in columns]
   if columns[0].ndim == 5:
     videos = np.stack(columns, axis=1)
-    return grid(videos.reshape(-1, *videos.shape[2:]), levels, columns=1, height=64 * len(columns) * len(videos))
+    apart = [text for caption in captions[:_MAX_STRIPS] for text in (caption, *[''] * (len(columns) - 1))]
+    return grid(videos.reshape(-1, *videos.shape[2:]), levels, 1, 64 * len(columns) * len(videos), apart)
   height = max(column.shape[1] for column in columns)
   scales = [height // column.shape[1] for column in columns]
   same = [column.repeat(scale, axis=1).repeat(scale, axis=2) for column, scale in zip(columns, scales)]

@@ -121,8 +121,9 @@ def drawing_name(run: Run, kind: str, source: str, shape: Sequence[int], seed: i
   """
   parts = [f'{run.step:07d}{kind}', source, 'x'.join(map(str, shape)), f'seed{seed}']
   for flag, words in typed.items():
-    text = '-'.join(words).replace(',', '-')
-    parts.append(flag + (text if re.fullmatch(r'[\d-]{,40}', text) else f'{zlib.crc32(text.encode()):08x}'))
+    plain = '-'.join(words)
+    digest = f'{zlib.crc32(repr(words).encode(errors="replace")):08x}'
+    parts.append(flag + (plain if re.fullmatch(r'[\d-]{,40}', plain) else digest))
   return '_'.join(filter(None, [*parts, _average(run)]))
 
 

@@ -25,6 +25,11 @@ FLAGS = {kind.flag[0]: kind.flag[1] for kind in CONDITIONS if kind.flag}  # the 
 _MAX_SIDE_BY_SIDE = 32  # images in a figure
 
 
+def split(flag: str, typed: Sequence[str]) -> list[str]:
+  """The words in what was typed for a condition."""
+  return next(kind for kind in CONDITIONS if kind.flag and kind.flag[0] == flag).split(typed)
+
+
 def check_choices(input: str | None, num_inputs: int | None, num_samples: int | None, seed: int) -> None:
   """Checks what does not depend on the run; see `Task`."""
   check(input != '', 'input', '', 'a file or a folder')
@@ -56,15 +61,16 @@ class Task:
     check('low_res' not in run.model.conditions, 'mode', 'sample', 'superres: this model enlarges images')
     number = self.num_samples or run.config.sample.num_images
     given, columns = default_given(run.model.conditions, number)
-    given |= self._typed(number)
-    if given.keys() != run.model.conditions.keys():  # what has no default comes from the inputs
-      inputs = read_inputs(run, None, number)
-      given = {name: given.get(name, inputs[name]) for name in run.model.conditions}
+    typed, source = self._typed(number), ''
+    if given.keys() | typed.keys() != run.model.conditions.keys():  # as in training, all come from the inputs
+      inputs, source = read_inputs(run, None, number), run.config.eval.split
+      given = {name: inputs[name][np.arange(number) % len(inputs[name])] for name in run.model.conditions}
+    given |= typed
     for temperature in self._temperatures():
       images, log_probs = run.draw(number, given, temperature, self.seed)
       arrays = {'images': images, 'log_probs': log_probs, **given} if self.npz else None
       draw = functools.partial(pictures.grid_of, run.model, given, columns=columns)
-      reports.write_drawing(run, self._name('', (number,)), temperature, draw(images), arrays,
+      reports.write_drawing(run, self._name('', (number,), source), temperature, draw(images), arrays,
                             pictures.film(draw, images))
 
   def complete(self, rows: int | None) -> None:
@@ -106,7 +112,8 @@ class Task:
     own_split = run.config.eval.split == runs.read_config(run.workdir).eval.split
     for_tables = own_split and not self.input and not self.typed and run.num_checkpoints == 1
     reports.write_superres(run, name, measures, evaluation, for_tables, source=self.input or run.config.eval.split,
-                           **{flag: self.typed.get(flag) for flag in FLAGS}, num_samples=num_samples, seed=self.seed)
+                           **{flag: self.typed.get(flag) for flag in FLAGS if flag in self.typed or flag == 'labels'},
+                           num_samples=num_samples, seed=self.seed)
 
   def show(self, kind: str, position: Sequence[int] | None) -> None:
     """Draws a figure of inputs: 'attention', of one pixel of the first one, or 'bits', of each pixel."""
@@ -121,7 +128,7 @@ class Task:
       figure = figures.bits(inputs['image'], -run.pixel_log_probs(inputs['image'], **given), run.model.spec.levels)
       name = f'{name}_{number}'
     else:
-      pixel = position or figures.middle(run.model)
+      pixel = _pixel(run.model, position)
       figure = figures.attention_of_run(run, inputs['image'], *pixel, **given)
       name = f'{name}_{_named(pixel)}'
     reports.write_figure(run.workdir, run.step, kind, name, figures.pixels(figure))
@@ -163,8 +170,7 @@ class Task:
 
   def score(self) -> None:
     """Writes a line of scores for each input as CSV; see `scores.measures`."""
-    inputs, files = read_named_inputs(self.run, self.input, self.num_inputs or 0)
-    check('image' in inputs, 'input', self.input, 'images of the size that the model generates, or larger')
+    inputs, files = self._named_inputs(True, 0, False, without=('label',))  # all classes are tried
     given = {name: inputs[name] for name in self.run.model.conditions if name != 'label'}
     name = f'{self.run.step:07d}_{self._source()}_{len(inputs["image"])}'
     reports.write_scores(self.run.workdir, name, files, self.run.scores(inputs['image'], **given))
@@ -188,14 +194,18 @@ class Task:
 
   def _inputs(self, originals=False, default=8, exact=False):
     """Reads the inputs, `default` of them if `num_inputs` is None, and adds the conditions that were typed."""
-    inputs = read_inputs(self.run, self.input, default if self.num_inputs is None else self.num_inputs, exact)
+    return self._named_inputs(originals, default, exact)[0]
+
+  def _named_inputs(self, originals, default, exact, without=()):
+    number = default if self.num_inputs is None else self.num_inputs
+    inputs, files = read_named_inputs(self.run, self.input, number, exact)
     inputs |= self._typed(len(next(iter(inputs.values()))))
     check('image' in inputs or not originals, 'input', self.input,
           'images of the size that the model generates, or larger')
     for name, condition in self.run.model.conditions.items():
-      check(name in inputs, condition.flag[0] if condition.flag else 'input', None,
+      check(name in inputs or name in without, condition.flag[0] if condition.flag else 'input', None,
             f'given: the {name} of each of these images')
-    return inputs
+    return inputs, files
 
   def _draw_of_each(self, inputs, rows=0) -> Iterator[tuple]:
     """Yields temperature, samples [inputs, samples, H, W, C], and arrays to write beside the picture."""
@@ -209,8 +219,8 @@ class Task:
       arrays = {'samples': samples, 'log_probs': log_probs.reshape(number, each), **inputs}
       yield temperature, samples, arrays if self.npz else None
 
-  def _name(self, kind, shape):
-    source = self._source() if kind else ''
+  def _name(self, kind, shape, source=''):
+    source = source or (self._source() if kind else '')
     return reports.drawing_name(self.run, kind, source, shape, self.seed, self.typed)
 
   def _source(self):
@@ -232,6 +242,15 @@ def _new(output: str) -> epath.Path:
   return path
 
 
+def _pixel(model, position):
+  """The pixel that was typed, or the one in the middle."""
+  from image_transformer import figures
+  middle = figures.middle(model)
+  names = 'ROW,COLUMN,FRAME' if model.spec.frames else 'ROW,COLUMN'
+  check(position is None or len(position) == len(middle), 'position', ','.join(map(str, position or ())), names)
+  return position or middle
+
+
 def _named(pixel: Sequence[int]) -> str:
   return '_'.join(f'{axis}{at}' for axis, at in zip(('row', 'column', 'frame'), pixel))
 
@@ -240,7 +259,7 @@ def show_memory(config: Config, workdir: epath.Path, position: Sequence[int] | N
   """Draws the memory of one pixel; the run need not have started."""
   from image_transformer import figures
   model = make_model(config.model, image_spec(config))
-  pixel = position or figures.middle(model)
+  pixel = _pixel(model, position)
   reports.write_figure(workdir, 0, 'memory', f'memory_{_named(pixel)}', figures.pixels(figures.memory(model, *pixel)))
 
 

@@ -6,6 +6,11 @@ import hashlib
 import itertools
 import json
 import math
+import os
+import pathlib
+import re
+import subprocess
+import sys
 
 from etils import epath
 import jax
@@ -15,7 +20,7 @@ import pytest
 
 from helpers import jit_once, make_case, random_images
 import image_transformer as it
-from image_transformer import data, tasks
+from image_transformer import batching, data, tasks
 from image_transformer.captions import read_captions
 from image_transformer.config import Config, FolderConfig, ImageSpec, ModelConfig
 from image_transformer.datasets import folder as folder_lib
@@ -160,6 +165,36 @@ def test_the_entropy_is_that_of_all_possible_drawings(text, monkeypatch):
   scenes._entropy.cache_clear()
 
 
+CHANGES = """
+import json, sys
+sys.path.insert(0, 'benchmarks')
+import texts
+import numpy as np
+from image_transformer.datasets import scenes
+rng, same, other, alone = np.random.default_rng(0), *sys.argv[1:]
+print(json.dumps({
+    'same': sorted({str(texts.exchanged_colors(same, rng)) for _ in range(30)}),
+    'others': sorted({str(texts.exchanged_colors(other, rng)) for _ in range(30)}),
+    'alone': texts.turned_relation(alone, rng),
+    'wrong': all(texts.facts(*scenes.parse(change(other, rng))) != texts.facts(*scenes.parse(other))
+                 for change in texts.CHANGES.values() for _ in range(30))}))
+"""
+
+
+def test_wrong_captions_are_wrong():
+  same, other = (f'a small red circle above a small blue cross, which is {relation} a small green circle'
+                 for relation in ('below', 'above'))
+  # A new process, since benchmarks restart theirs with other settings.
+  done = subprocess.run([sys.executable, '-c', CHANGES, same, other, 'a small red circle'], check=True,
+                        capture_output=True, text=True, cwd=pathlib.Path(__file__).parent.parent)
+  found = json.loads(done.stdout)
+  assert found['same'] == [  # exchanging red and green says the same
+      'None', 'a small blue circle above a small red cross, which is below a small green circle',
+      'a small red circle above a small green cross, which is below a small blue circle']
+  assert len(found['others']) == 3 and 'None' not in found['others']
+  assert found['alone'] is None and found['wrong']
+
+
 # Texts of files.
 
 
@@ -199,6 +234,25 @@ def test_text_that_is_not_utf8_is_refused(tmp_path):
     read_captions([epath.Path(tmp_path / 'a.png'), epath.Path(tmp_path / 'a.txt')])
 
 
+def test_one_image_has_one_text(tmp_path):
+  write_images(tmp_path, 'a.png', 'z.png')
+  for name in 'az':
+    (tmp_path / f'{name}.txt').write_text('from a file')
+  lines = [{'file_name': 'a.png', 'text': 'one\u2028line'}, {'file_name': 'sub/../z.png', 'text': '\ud83d'}]
+  (tmp_path / 'metadata.jsonl').write_text('\n'.join(json.dumps(line, ensure_ascii=i) for i, line in enumerate(lines)),
+                                           encoding='utf-8')
+  texts, _ = read_captions(epath.Path(path) for path in tmp_path.iterdir())
+  assert {path.name: text for path, text in texts.items()} == {'a.png': 'one line', 'z.png': '?'}
+  (tmp_path / 'metadata.jsonl').write_text('[' * 100_000)
+  with pytest.raises(InputError, match='line 1, must be'):
+    read_captions(epath.Path(path) for path in tmp_path.iterdir())
+
+
+def test_other_texts_are_other_data():
+  examples = [{'image': np.zeros((2, 2, 3), np.uint8), 'text': np.full(4, i, np.uint8)} for i in range(2)]
+  assert batching.digest(examples[:1]) != batching.digest(examples[1:])
+
+
 def config_of(folder, data_dir, **changes):
   return Config(dataset='folder', data_dir=str(data_dir), model=ModelConfig(**SMALL),
                 folder=FolderConfig(path=str(folder), size=(8, 8), texts=True, **changes))
@@ -219,7 +273,10 @@ def test_a_folder_is_read_with_its_texts(tmp_path, capfd):
   summary = capfd.readouterr().err
   assert '5 of 6 files are used' in summary and '5.png: without a text' in summary and '.txt' not in summary
   run = it.library.Run(config, make_model(config.model, data.image_spec(config)), {}, 0, epath.Path())
+  assert 'text' not in read_inputs(run, tmp_path / 'photos', 0) and '5.png has no text' in capfd.readouterr().err
   (tmp_path / 'photos' / '5.png').unlink()
+  one = read_inputs(run, tmp_path / 'photos' / '3.png', 0)
+  assert Text(config.model, run.model.spec).captions(one['text']) == ['number 3']
   inputs = read_inputs(run, tmp_path / 'photos', 0)
   for image, text in zip(inputs['image'], Text(config.model, run.model.spec).captions(inputs['text'])):
     np.testing.assert_array_equal(image, found[text])
@@ -266,6 +323,15 @@ def test_a_model_with_texts_does_all_that_others_do(trained, capfd):
   tasks.Task(run, num_inputs=2, num_samples=1).complete(16)
   tasks.Task(run, num_inputs=2).show('attention', None)
   tasks.Task(run, num_inputs=2).score()
-  assert capfd.readouterr().out.count('Wrote ') == 5
+  tasks.Task(run, {'text': ['\udcff']}, num_samples=1).sample()  # as a terminal may give it
+  out = capfd.readouterr().out
+  names = re.findall(r'Wrote (.*)', out)
+  assert len(names) == len(set(names)) == 6 and sum('_test_' in os.path.basename(name) for name in names) == 4
+  (run.workdir / 'other').mkdir()
+  Image.fromarray(random_images(ImageSpec(32, 32, 3), 1)[0]).save(run.workdir / 'other' / 'a.png')
+  for task in (tasks.Task(run, input=str(run.workdir / 'other')), ):
+    with pytest.raises(InputError, match='text is None, but must be given: the text of each of these images'):
+      task.score()
+  tasks.Task(run, {'text': ['']}, input=str(run.workdir / 'other')).score()
   with pytest.raises(InputError, match="The condition 'text' is missing"):
     run.bits_per_dim(images)

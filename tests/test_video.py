@@ -13,7 +13,7 @@ import image_transformer as it
 from image_transformer import data, figures, images, pictures, tasks
 from image_transformer.config import Config, FolderConfig, ImageSpec, ModelConfig
 from image_transformer.datasets import digits, moving_digits
-from image_transformer.errors import InputError
+from image_transformer.errors import InputError, NotAnImageError
 from image_transformer.model import make_model
 from image_transformer.sampling import positions_in_rows
 
@@ -67,27 +67,65 @@ def test_digits_move_straight_on_and_turn_only_at_walls():
 # Files.
 
 
-def test_animations_and_folders_of_images_are_videos(tmp_path):
+@pytest.fixture
+def moving(tmp_path):
+  """Frames [4, 9, 8, 3], as an animated PNG and as a folder; in grey as a GIF; and other files beside them."""
   frames = np.random.default_rng(0).integers(256, size=(4, 9, 8, 3), dtype=np.uint8)
   first, *later = map(Image.fromarray, frames)
   first.save(tmp_path / 'moving.png', save_all=True, append_images=later)
-  grey = (frames[..., 0] // 64 * 64)
-  first, *later = map(Image.fromarray, grey)
+  first, *later = map(Image.fromarray, frames[..., 0] // 64 * 64)
   first.save(tmp_path / 'moving.gif', save_all=True, append_images=later)
   (tmp_path / 'clip').mkdir()
   for t, frame in enumerate(frames):
     Image.fromarray(frame).save(tmp_path / 'clip' / f'{t}.png')
   (tmp_path / 'clip' / 'Thumbs.db').write_bytes(b'no image')
+  (tmp_path / 'README.txt').write_text('no image either')
+  return frames
+
+
+def test_animations_and_folders_of_images_are_videos(moving, tmp_path):
   found = images.find_videos(images.find_files(tmp_path)[0])
-  assert sorted(path.name for path in found) == ['clip', 'moving.gif', 'moving.png']
+  videos = [path for path in found if path.suffix not in ('.txt', '.db')]
+  assert sorted(path.name for path in videos) == ['clip', 'moving.gif', 'moving.png'] and len(found) == 5
+  for path in set(found) - set(videos):  # named when they are read, and nothing is a video because of them
+    with pytest.raises(NotAnImageError, match=f'{path.name} is not a GIF, PNG or WebP animation'):
+      images.read_video(path, 3, 3)
   for name in ('clip', 'moving.png'):
-    np.testing.assert_array_equal(images.read_video(tmp_path / name, 3, 3), frames[:3])
-  np.testing.assert_array_equal(images.read_video(tmp_path / 'moving.gif', 1, 4)[..., 0], grey)
-  with pytest.raises(InputError, match='clip has 4 frames, but must have 5 or more'):
-    images.read_video(tmp_path / 'clip', 3, 5)
-  Image.fromarray(frames[0, :5]).save(tmp_path / 'clip' / '4.png')
+    np.testing.assert_array_equal(images.read_video(tmp_path / name, 3, 3), moving[:3])
+    np.testing.assert_array_equal(images.read_video(tmp_path / name, 3, 4, exact=True), moving)
+  np.testing.assert_array_equal(images.read_video(tmp_path / 'moving.gif', 1, 4)[..., 0], moving[..., 0] // 64 * 64)
+
+
+@pytest.mark.parametrize('name', ['clip', 'moving.png', 'moving.gif'])
+def test_videos_that_would_lose_or_lack_something_are_refused(moving, tmp_path, name):
+  with pytest.raises(InputError, match=f'{name} has 4 frames, but must have 5 or more'):
+    images.read_video(tmp_path / name, 3, 5)
+  with pytest.raises(InputError, match=f'{name} has 4 frames, but must have 3.') as raised:
+    images.read_video(tmp_path / name, 3, 3, exact=True)
+  assert not isinstance(raised.value, NotAnImageError)  # which would be left out with a warning
+
+
+def test_frames_of_different_sizes_and_damaged_ones_are_refused(moving, tmp_path):
+  Image.fromarray(moving[0, :5]).save(tmp_path / 'clip' / '4.png')
   with pytest.raises(InputError, match='clip has frames of different sizes'):
     images.read_video(tmp_path / 'clip', 3, 5)
+  (tmp_path / 'clip' / '1.png').write_bytes((tmp_path / 'clip' / '1.png').read_bytes()[:150])
+  with pytest.raises(InputError, match='1.png cannot be used as an image'):
+    images.read_video(tmp_path / 'clip', 3, 3)
+  content = (tmp_path / 'moving.gif').read_bytes()
+  (tmp_path / 'moving.gif').write_bytes(content[:len(content) // 2])
+  with pytest.raises(InputError) as raised:
+    images.read_video(tmp_path / 'moving.gif', 3, 4)
+  assert 'moving.gif' in str(raised.value) and not isinstance(raised.value, NotAnImageError)
+
+
+def test_a_transparent_video_loses_something(moving, tmp_path):
+  first, *later = [Image.fromarray(np.dstack([frame, np.full(frame.shape[:2], 128, np.uint8)])) for frame in moving]
+  first.save(tmp_path / 'glass.png', save_all=True, append_images=later)
+  assert images.read_video(tmp_path / 'glass.png', 3, 4).shape == (4, 9, 8, 3)
+  with pytest.raises(InputError, match='glass.png cannot be used as a video .it is transparent') as raised:
+    images.read_video(tmp_path / 'glass.png', 3, 4, exact=True)
+  assert not isinstance(raised.value, NotAnImageError)
 
 
 def test_a_folder_of_videos_is_a_dataset(tmp_path, capfd):
@@ -165,6 +203,8 @@ def test_frames_are_side_by_side_in_a_grid():
   np.testing.assert_array_equal(pictures.grid(videos, 256, 1), pictures.grid(flat, 256, 3))
   np.testing.assert_array_equal(pictures.grid(videos, 256, 6, captions=['a', 'b']),
                                 pictures.grid(flat, 256, 6, captions=['a', '', '', 'b', '', ''], span=3))
+  np.testing.assert_array_equal(pictures.strips([videos, videos], 256, ['a', 'b']), pictures.grid(
+      np.stack([videos, videos], 1).reshape(12, 4, 4, 3), 256, 3, 256, ['a', *[''] * 5, 'b', *[''] * 5], 3))
 
 
 @pytest.fixture(scope='module')
@@ -199,12 +239,16 @@ def test_a_model_of_videos_does_all_that_others_do(trained, tmp_path, capfd):
   for film in films:
     with Image.open(film) as image:
       assert image.is_animated
+  with pytest.raises(InputError, match='position is .3,4., but must be ROW,COLUMN,FRAME'):
+    tasks.Task(run, num_inputs=1).show('attention', [3, 4])
   # Frames come out of a file as they went in, and so they can go in again.
   file = tmp_path / 'file'
   file.write_bytes(run.compress(videos[:2]))
   tasks.Task(run, input=str(file)).decompress(str(tmp_path / 'out'))
   again = tasks.Task(run, input=str(tmp_path / 'out'))._inputs(originals=True, exact=True)
   np.testing.assert_array_equal(again['image'], videos[:2])
+  with pytest.raises(InputError, match='00000.png has 1 frames, but must have 8 or more'):  # not the folder around it
+    tasks.Task(run, input=str(tmp_path / 'out' / '00000' / '00000.png'))._inputs()
 
 
 def test_the_frames_are_one_video(trained):

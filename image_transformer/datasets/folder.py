@@ -71,7 +71,7 @@ class ImageTransformerFolder(Local, tfds.core.GeneratorBasedBuilder, skip_regist
         description='Images of a folder, downsampled.',
         features=tfds.features.FeaturesDict({
             'id': tfds.features.Text(),
-            'image': tfds.features.Image(shape=spec(folder).stacked.shape, encoding_format='png'),
+            'image': tfds.features.Image(shape=spec(folder).stacked_shape, encoding_format='png'),
         } | ({'text': tfds.features.Text()} if folder.texts else {})),
     )
 
@@ -104,7 +104,8 @@ class ImageTransformerFolder(Local, tfds.core.GeneratorBasedBuilder, skip_regist
     name_of = lambda file: str(file.relative_to(folder.path)).encode(errors='replace').decode()
     kept, left_out = {}, [f'  {name_of(file)}: {reason}' for file, reason in unseen.items()]
     texts, sources = read_captions(files) if folder.texts else ({}, set())
-    files = images.find_videos(files) if folder.frames else [file for file in files if file not in sources]
+    files = [file for file in files if file not in sources]
+    files = images.find_videos(files) if folder.frames else files
     for file in tqdm.tqdm(files, desc='reading images', disable=None):
       name = name_of(file)
       try:
@@ -137,7 +138,7 @@ class ImageTransformerFolder(Local, tfds.core.GeneratorBasedBuilder, skip_regist
     return {split: self._generate_examples(examples) for split, examples in self._splits.items()}
 
   def _generate_examples(self, examples):
-    shape = spec(self.builder_config.folder).stacked.shape
+    shape = spec(self.builder_config.folder).stacked_shape
     size = int(np.prod(shape))
     texts = self.builder_config.folder.texts
     for digest, name, position, text in examples:

@@ -35,7 +35,7 @@ class ImageTransformerMovingDigits(Local, tfds.core.GeneratorBasedBuilder, skip_
         description='Clips of a moving handwritten digit.',
         features=tfds.features.FeaturesDict({
             'id': tfds.features.Text(),
-            'image': tfds.features.Image(shape=SPEC.stacked.shape, encoding_format='png'),
+            'image': tfds.features.Image(shape=SPEC.stacked_shape, encoding_format='png'),
         }),
     )
 
@@ -46,7 +46,7 @@ class ImageTransformerMovingDigits(Local, tfds.core.GeneratorBasedBuilder, skip_
   def _generate_examples(self, split, images):
     for index in range(SPLITS[split]):
       # TFDS encodes arrays with TensorFlow, but PIL images with PIL.
-      frames = Image.fromarray(clip(split, index, images).reshape(SPEC.stacked.shape[:2]))
+      frames = Image.fromarray(clip(split, index, images).reshape(SPEC.stacked_shape[:2]))
       yield index, {'id': f'{split}_{index:05d}', 'image': frames}
 
 

@@ -10,6 +10,7 @@
   python main.py --mode=decompress --workdir=DIR --input=FILE --output=FOLDER
   python main.py --mode=score --workdir=DIR --input=FILE_OR_FOLDER
   python main.py --mode=export --workdir=DIR --output=FOLDER
+  python main.py --mode=study --workdir=DIR --output=FOLDER, and --mode=study --analyse=FOLDER/answers
   python main.py --mode=table --workdir=runs
 
 Once installed, `image-transformer` is the same program, and takes the configurations that come with it by name
@@ -41,14 +42,12 @@ from image_transformer.training import dry_run, train
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, such as configs/digits.py[:smoke].')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run. Default: runs/<name of the configuration>.')
-_MODE = flags.DEFINE_string('mode', 'train', 'train, eval, sample, complete, superres, picture, compress, decompress, '
-                            'score, export or table.')
+_MODE = flags.DEFINE_string('mode', 'train', 'One of those above.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Say what would be trained and what a step costs, and do nothing else.')
 _AVERAGE = flags.DEFINE_integer('average_checkpoints', 1, 'Use the mean of the parameters of the newest N checkpoints.')
 _NUM_SAMPLES = flags.DEFINE_integer('num_samples', None, 'How many images to draw; per input, if there are inputs. '
                                     'Default: sample.num_images, or 4 per input.')
-_TEMPERATURE = flags.DEFINE_list('temperature', None, 'One or more, separated by commas. Default: '
-                                 'sample.temperature.')
+_TEMPERATURE = flags.DEFINE_list('temperature', None, 'One or more, by commas. Default: sample.temperature.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Seed of the images drawn.')
 _NPZ = flags.DEFINE_bool('npz', False, 'Also write all arrays as .npz.')
 _INPUT = flags.DEFINE_string('input', None, 'An image file or a folder. Default: the images of eval.split.')
@@ -59,8 +58,9 @@ _NUM_INPUTS = flags.DEFINE_integer('num_inputs', None, 'How many inputs to use, 
 _KEEP = flags.DEFINE_integer('keep', None, 'How many rows of each input to keep, or frames of a video.')
 _KIND = flags.DEFINE_string('kind', 'attention', 'The picture: attention (of one position), memory (what it may attend '
                             'to), bits (of each pixel) or curves (bits/dim by step).')
-_POSITION = flags.DEFINE_list('position', None, 'ROW,COLUMN of the query pixel, in videos ROW,COLUMN,FRAME. '
-                             'Default: the middle.')
+_POSITION = flags.DEFINE_list('position', None, 'ROW,COLUMN[,FRAME] of the query pixel. Default: the middle.')
+_FORM = flags.DEFINE_string('form', 'choice', 'The study: choice (of two images) or single (real or not).')
+_ANALYSE = flags.DEFINE_list('analyse', None, 'Files or folders of answers to a study.')
 _CSV = flags.DEFINE_bool('csv', False, 'CSV instead of Markdown.')
 _ALL = flags.DEFINE_bool('all', False, "All rows of the paper's tables, also those without a run.")
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Run as one of several processes, set up by a TPU pod, SLURM or '
@@ -80,6 +80,7 @@ _FLAGS['score'] = [*_FLAGS['eval'], *_TYPED, 'input', 'num_inputs']
 _FLAGS['compress'] = [*_FLAGS['score'], 'output', 'no_verify']
 _FLAGS['decompress'] = [*_FLAGS['eval'], 'input', 'output']
 _FLAGS['export'] = [*_FLAGS['eval'], 'output']
+_FLAGS['study'] = [*_FLAGS['score'], 'temperature', 'seed', 'output', 'form', 'analyse']
 _FLAGS['picture --kind=attention'] = [*_FLAGS['eval'], 'kind', *_TYPED, 'input', 'position']
 _FLAGS['picture --kind=memory'] = ['config', 'kind', 'position']
 _FLAGS['picture --kind=bits'] = [*_FLAGS['eval'], 'kind', *_TYPED, 'input', 'num_inputs']
@@ -121,7 +122,8 @@ _MODES = {'train': _train, 'eval': _eval, 'sample': lambda: _task().sample(), 'p
           'complete': lambda: _task().complete(_KEEP.value), 'superres': lambda: _task().enlarge(),
           'compress': lambda: _task().compress(_OUTPUT.value or '', not _NO_VERIFY.value),
           'decompress': lambda: _task().decompress(_OUTPUT.value or ''), 'score': lambda: _task().score(),
-          'export': lambda: _task().export(_OUTPUT.value or '')}
+          'export': lambda: _task().export(_OUTPUT.value or ''), 'study': lambda: tasks.analyse_study(_ANALYSE.value)
+                    if _ANALYSE.value else _task().study(_OUTPUT.value or '', _FORM.value)}
 
 
 def _load() -> Run:

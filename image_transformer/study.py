@@ -103,7 +103,7 @@ def _plan(number: int, temperatures: Sequence[float], form: str, judge: int, see
   """The trials of one judge, in order."""
   rng = np.random.RandomState([seed, judge])
   order = _PRACTICE + rng.permutation(number - _PRACTICE)
-  main = order[:len(order) - len(order) // (_EVERY + 1)]
+  main = order[:len(order) - max(len(order) // (_EVERY + 1), 1)]
   # Over judges, every image is seen at every temperature; within one, temperatures are equally frequent.
   of_main = [temperatures[(place + judge) % len(temperatures)] for place in range(len(main))]
   trials: list[tuple[str, int, float | None]] = [('main', int(i), temperature) for i, temperature in zip(main, of_main)]

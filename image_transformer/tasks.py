@@ -9,7 +9,7 @@ import zlib
 from etils import epath
 import numpy as np
 
-from image_transformer import pictures, reports, runs, superres, weights
+from image_transformer import pictures, reports, runs, study, superres, weights
 from image_transformer.conditions import default_given
 from image_transformer.config import Config, check
 from image_transformer.data import image_spec
@@ -180,6 +180,17 @@ class Task:
     self.run.export(_new(output))
     print(f'Wrote {output}: {weights.FILE} and config.json')
 
+  def study(self, output: str, form: str = 'choice') -> None:
+    """Makes a study of how often people take generated images for originals; see `study.write`."""
+    folder = _new(output)
+    inputs = self._inputs(originals=True, default=54)
+    given = {name: inputs[name] for name in self.run.model.conditions}
+    number = len(inputs['image'])
+    generated = {temperature: self.run.draw(number, given, temperature, self.seed)[0]
+                 for temperature in self._temperatures()}
+    study.write(folder, inputs['image'], generated, self.run.model.spec.levels, self.run.workdir.name, form, self.seed)
+    print(f'Wrote {output}: fill in the texts of study.json, then python {output}/serve.py')
+
   def _typed(self, number):
     """The values of conditions that were typed, repeated to a number of images."""
     given = {}
@@ -261,6 +272,11 @@ def show_memory(config: Config, workdir: epath.Path, position: Sequence[int] | N
   model = make_model(config.model, image_spec(config))
   pixel = _pixel(model, position)
   reports.write_figure(workdir, 0, 'memory', f'memory_{_named(pixel)}', figures.pixels(figures.memory(model, *pixel)))
+
+
+def analyse_study(paths: Sequence[str]) -> None:
+  """Prints how often the judges of studies were fooled, from files or folders of their answers."""
+  print(study.table(study.analyse(study.read_answers([as_path(path) for path in paths]))))
 
 
 def show_curves(workdir: epath.Path) -> None:

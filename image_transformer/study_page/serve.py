@@ -10,7 +10,7 @@ import json
 import pathlib
 import threading
 
-HERE = pathlib.Path(__file__).parent
+HERE = pathlib.Path(__file__).resolve().parent
 ANSWERS = HERE / 'answers'
 MAX_BYTES = 10_000  # of a line
 
@@ -20,12 +20,14 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
   lock = threading.Lock()
 
-  def do_GET(self):
-    # Neither what others answered nor the plan's program is anybody's.
-    if self.path.lstrip('/').startswith(('answers', 'serve.py')):
+  def send_head(self):
+    # The pages and the images, and neither what others answered nor anything else.
+    path = pathlib.Path(self.translate_path(self.path)).resolve()
+    if path.is_dir() and path != HERE or path.is_file() and (
+        path.parent not in (HERE, HERE / 'images') or path.suffix == '.py'):
       self.send_error(404)
-    else:
-      super().do_GET()
+      return None
+    return super().send_head()
 
   def do_POST(self):
     try:

@@ -224,12 +224,18 @@ def _interval(fooled, judge, image, seed):
   return float(low), float(high)
 
 
-def table(analysis: Analysis) -> str:
-  """Markdown: a row for each model and temperature, and who was left out."""
+def table(analysis: Analysis, published: Sequence[tuple[str, str, str]] = ()) -> str:
+  """Markdown: a row for each model and temperature, and who was left out.
+
+  Args:
+    analysis: as `analyse` returns it.
+    published: models, temperatures and percentages, to compare with.
+  """
   rows = ['| model | temperature | fooled, % | 95 % interval | judges | images | trials |', '|---' * 7 + '|']
   rows += [f'| {row.model} | {row.temperature:g} | {100 * row.share:.2f} | {100 * row.interval[0]:.1f} to '
            f'{100 * row.interval[1]:.1f} | {row.num_judges} | {row.num_images} | {row.num_trials} |'
            for row in analysis.fooled]
+  rows += [f'| {model}, published | {temperature} | {fooled} | | | | |' for model, temperature, fooled in published]
   left = len(analysis.excluded)
   rows += ['', f'{analysis.num_judges - left} of {analysis.num_judges} judges and {analysis.num_kept:,} of '
            f'{analysis.num_trials:,} trials are used.',

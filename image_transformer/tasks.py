@@ -12,6 +12,7 @@ import numpy as np
 from image_transformer import pictures, reports, runs, study, superres, weights
 from image_transformer.conditions import default_given
 from image_transformer.config import Config, check
+from image_transformer.configs import paper
 from image_transformer.data import image_spec
 from image_transformer.errors import InputError, RunError, some
 from image_transformer.inputs import read_inputs, read_named_inputs
@@ -276,7 +277,9 @@ def show_memory(config: Config, workdir: epath.Path, position: Sequence[int] | N
 
 def analyse_study(paths: Sequence[str]) -> None:
   """Prints how often the judges of studies were fooled, from files or folders of their answers."""
-  print(study.table(study.analyse(study.read_answers([as_path(path) for path in paths]))))
+  published = [(entry.row.model, temperature, f'{judges} %') for entry in paper.entries()
+               for temperature, judges in entry.row.judges.items()]
+  print(study.table(study.analyse(study.read_answers([as_path(path) for path in paths])), published))
 
 
 def show_curves(workdir: epath.Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 import pytest
 
 from helpers import random_images
-from image_transformer import study
+from image_transformer import study, tasks
 from image_transformer.config import ImageSpec
 from image_transformer.errors import InputError
 
@@ -140,7 +140,8 @@ def test_judges_who_are_always_right_guess_or_are_always_fooled(made, rate):
     assert abs(row.share - rate) < 0.2 and row.interval[0] <= row.share <= row.interval[1]
   if content['form'] == 'single':  # only generated images can fool
     assert analysis.num_kept < 0.6 * analysis.num_trials
-  text = study.table(analysis)
+  text = study.table(analysis, [('the paper', '0.8', '36.11 +- 2.5 %')])
+  assert '| the paper, published | 0.8 | 36.11 +- 2.5 % |' in text
   assert '12 of 12 judges' in text and text.count('| tiny |') == 3
 
 
@@ -208,3 +209,12 @@ def test_the_server_numbers_judges_and_keeps_their_answers(served):
     with pytest.raises(urllib.error.HTTPError, match='404'):
       call(f'{address}{secret}')
   assert call(f'{address}images/mask.png') == (folder / 'images' / 'mask.png').read_bytes()
+
+
+def test_the_answers_are_shown_beside_the_papers(tmp_path, made, capsys):
+  _, content, _, _ = made
+  lines = answers_of(content, 0, fooled_at(0.3), np.random.default_rng(0))
+  (tmp_path / '0.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n')
+  tasks.analyse_study([str(tmp_path)])
+  out = capsys.readouterr().out
+  assert '| 1D, categorical, published | 0.8 | 35.94 +- 3.0 %' in out and '| tiny | 0.9 |' in out

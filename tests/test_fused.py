@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import jit_once, make_case, random_images
+from helpers import given_for, jit_once, make_case, random_images
 from image_transformer.attention import full_attention, local_attention
 from image_transformer.config import ModelConfig
 from image_transformer.errors import InputError
@@ -19,7 +19,13 @@ def generated_layouts(num):
   random = np.random.default_rng(0)
   for _ in range(num):
     rows, columns, depth = random.integers(2, 9, 2).tolist() + [int(random.choice([1, 3]))]
-    if random.random() < 0.5:
+    kind = random.random()
+    if kind < 0.2:
+      size = random.integers(2, 5, 3)
+      yield block_layout((*size.tolist(), 1), 1, tuple((random.integers(size) + 1).tolist()),
+                         tuple(random.integers(0, 4, 3).tolist()))
+      continue
+    if kind < 0.6:
       block, flange = (int(random.integers(1, rows * columns * depth)),), (int(random.integers(0, 30)),)
       scan = str(random.choice(['raster', 'column', 'zigzag']))
     else:
@@ -68,13 +74,13 @@ def test_fused_attention_to_a_context_is_the_einsum_with_its_gradients(queries, 
     assert (np.asarray(got[1])[1, 4:] == 0).all()
 
 
-@pytest.mark.parametrize('name', ['1d_dmol', '2d_categorical', '1d_superres'])
+@pytest.mark.parametrize('name', ['1d_dmol', '2d_categorical', '1d_superres', '3d_categorical', '1d_text'])
 def test_a_model_with_fused_attention_is_the_same_model(name):
   probabilities = []
   for attention in ('einsum', 'fused'):
     model, variables = make_case(name, attention=attention)
     images = random_images(model.spec, 2)
-    given = {name: jnp.zeros((2, *one.shape), jnp.int32) for name, one in model.conditions.items()}
+    given = given_for(model, 2)
     probabilities.append(jit_once(lambda *args, m=model: m.apply(*args, method='log_prob'))(variables, images, given))
   np.testing.assert_allclose(*probabilities, rtol=1e-5)
 

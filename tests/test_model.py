@@ -64,16 +64,17 @@ def test_official_initialisation(likelihood):
       np.testing.assert_allclose(leaf.var(), limit**2 / 3, rtol=0.2, err_msg=name)
 
 
-def test_remat_changes_nothing():
+@pytest.mark.parametrize('name', ['1d_categorical', '1d_text'])
+def test_remat_changes_nothing(name):
   """Under dropout too: the masks of the second forward pass are those of the first."""
   changes = dict(num_layers=1, dropout=0.3, attention_dropout=0.2)
-  model, variables = make_case('1d_categorical', **changes)
-  frugal, _ = make_case('1d_categorical', remat=True, **changes)
+  model, variables = make_case(name, **changes)
+  frugal, _ = make_case(name, remat=True, **changes)
   assert flat(parameter_shapes(model)).keys() == flat(parameter_shapes(frugal)).keys()
-  images = random_images(model.spec, 3)
+  images, given = random_images(model.spec, 3), given_for(model, 3)
 
   def value_and_gradients(model):
-    loss = lambda variables: -model.apply(variables, images, train=True, rngs={'dropout': jax.random.key(1)},
+    loss = lambda variables: -model.apply(variables, images, given, train=True, rngs={'dropout': jax.random.key(1)},
                                           method='log_prob').mean() / model.spec.num_dims
     return jax.jit(jax.value_and_grad(loss))
 

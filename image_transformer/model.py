@@ -293,7 +293,7 @@ def make_model(config: ModelConfig, spec: ImageSpec) -> ImageTransformer:
   model = ImageTransformer(config, spec)
   # Computing them checks the configuration against the images and the machine.
   _ = model.conditions, model.layout, is_fused(config)
-  least = 2 * len(model._axes(0))
+  least = 2 * (len(model.layout.image) - (model.layout.image[-1] == 1))  # a pair for each axis of `axes_of`
   check(config.coordinates != 'rotary' or config.head_width >= least, 'model.num_heads', config.num_heads,
         f'such that heads with rotary coordinates are at least {least} wide here, not {config.head_width}')
   return model

@@ -81,11 +81,12 @@ def of_wrong_type(name):
 # Wrong by their size.
 
 ZERO_IS_GOOD = {'seed', 'model.qkv_size', 'model.num_encoder_layers', 'train.eval_every', 'train.sample_every',
-                'eval.num_images', 'eval.num_images_during_training', 'optimizer.skip_non_finite', *of_type(float)} - {
+                'eval.num_images', 'eval.num_images_during_training', 'optimizer.skip_non_finite', 'folder.frames',
+                'model.text_length', *of_type(float)} - {
                     'model.embedding_gain', 'optimizer.learning_rate', 'optimizer.epsilon', 'sample.temperature',
                     'folder.test_fraction'}
 FRACTIONS = ['model.dropout', 'model.attention_dropout', 'train.ema_decay', 'optimizer.b1', 'optimizer.b2',
-             'folder.test_fraction']
+             'model.text_dropout', 'folder.test_fraction']
 huge = st.integers(2**33, 2**70) | st.sampled_from([10**12, 10**20, 10**400, 10**5_000])
 
 
@@ -330,12 +331,12 @@ def good(draw, most_layers=1_000):
   dmol = choose('model.likelihood', st.sampled_from(['categorical', 'dmol'])) == 'dmol'
   choose('model.num_mixtures', st.integers(1, 20))
   if draw(st.booleans()):
-    positions = spec.height * spec.width * (1 if dmol else spec.channels)
+    positions = spec.num_dims // (spec.channels if dmol else 1)
     block = choose('model.query_block', st.tuples(st.integers(-(-positions // 64), positions)))
     choose('model.memory_flange', st.tuples(st.integers(0, 16 * block[0])) | st.just((0,)))
   else:
-    choose('model.query_block', st.tuples(*(st.integers(-(-side // 8), side) for side in spec.shape[:2])))
-    choose('model.memory_flange', st.tuples(*(st.integers(0, side + 1) for side in spec.shape[:2])))
+    choose('model.query_block', st.tuples(*(st.integers(-(-side // 8), side) for side in spec.shape[:-1])))
+    choose('model.memory_flange', st.tuples(*(st.integers(0, side + 1) for side in spec.shape[:-1])))
   heads = choose('model.num_heads', st.integers(1, 16))
   choose('model.hidden_size', st.integers(1, 64).map(lambda x: x * heads))
   choose('model.qkv_size', st.integers(0, 8).map(lambda x: x * heads))
@@ -343,20 +344,25 @@ def good(draw, most_layers=1_000):
   choose('model.num_layers', st.integers(1, most_layers))
   choose('model.class_conditional', st.booleans() if spec.num_classes else st.just(False))
   width = (flat['model.qkv_size'] or flat['model.hidden_size']) // flat['model.num_heads']
-  rotary = ['rotary'] if width % 2 == 0 and width >= 6 else []
+  axes = len(spec.shape[:-1]) + (spec.channels > 1 and not dmol)
+  rotary = ['rotary'] if width % 2 == 0 and width >= max(2 * axes, 6) else []
   choose('model.coordinates', st.sampled_from(['sine', 'learned', *rotary]))
   choose('model.qk_norm', st.booleans())
   choose('model.norm', st.sampled_from(['pre', 'post']))
   choose('model.dtype', st.sampled_from(['float32', 'bfloat16']))
   factors = [x for x in range(2, 9) if spec.height % x == spec.width % x == 0]
-  if factors and draw(st.booleans()):
+  if spec.has_texts and draw(st.booleans()):
+    choose('model.text_length', st.integers(1, 200))
+    choose('model.text_dropout', st.floats(0, 0.999))
+    choose('model.num_encoder_layers', st.integers(1, min(most_layers, 12)))
+  if factors and not spec.frames and draw(st.booleans()):
     choose('model.upscale', st.sampled_from(factors))
     choose('model.num_encoder_layers', st.integers(1, min(most_layers, 12)))
     choose('model.align_encoder', st.booleans() if flat['model.coordinates'] == 'sine' else st.just(False))
   # Whole numbers are good floats, NumPy's numbers are good numbers, and so are lists for tuples.
   positive = st.floats(1e-30, 1e30) | st.integers(1, 10**20) | st.floats(0.5, 1.5, width=32).map(np.float32)
   fraction = st.floats(0, 0.999) | st.sampled_from([0, 0.0, -0.0])
-  for name in FRACTIONS[:-1]:
+  for name in FRACTIONS[:-2]:
     choose(name, fraction)
   for name in ('model.embedding_gain', 'optimizer.learning_rate', 'optimizer.epsilon', 'sample.temperature'):
     choose(name, positive)

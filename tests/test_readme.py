@@ -163,6 +163,30 @@ def test_measured_speed_is_in_results():
     assert any(f'{value:,.{decimals}f}' == text for value in values), text
 
 
+def test_texts_and_videos_are_in_results():
+  rows, text = results('scenes', 'texts.json')['rows'], page('text_and_video')
+  shown = {'by the model, given its caption': 'bits, own text', 'given none': 'bits, no text',
+           "given another image's": "bits, another's text",
+           'bits of an image, exact entropy given its caption': 'exact entropy, bits',
+           'its caption told from one with a wrong word': 'told from one wrong word',
+           '... from one with the colours of two shapes exchanged': 'told from exchanged colours',
+           '... from one with a relation turned': 'told from a turned relation', '... from 99 others': 'found among'}
+  for name, key in shown.items():
+    values = [f'{row[key]["mean"]:.1f} +- {row[key]["standard_error"]:.1f}' if 'mean' in row[key] else
+              f'{round(row[key]["share"] * row[key]["num_images"])} of {row[key]["num_images"]}' for row in rows]
+    assert f'| {name} | {" | ".join(values)} |' in text, name
+  codes = {row['code']: row for row in results('moving_digits', 'videos.json')['rows']}
+  shown = {'exact': 'exact', 'model': 'model',
+           'each pixel coded given the frame before': 'pixels given the frame before'}
+  for name, code in shown.items():
+    row = codes[code]
+    assert (f'| {name} | {row["bits per frame"]:.2f} +- {row["standard error"]:.2f} | {row["times the exact"]:.1f} | '
+            f'{row["where nothing turns"]:.2f} | {row["where it turns"]:.2f} |') in text
+  for name in ('scenes', 'moving_digits'):
+    minutes = results(name, 'results.json')['training_seconds'] / 60
+    assert f'[`results/{name}`](../results/{name}), {minutes:.0f} minutes' in flat(text)
+
+
 def test_links_lead_somewhere():
   for file in [*PAGES, ROOT / 'CONTRIBUTING.md', *ROOT.glob('*/README.md'), *ROOT.glob('results/*.md')]:
     for link, _, heading in re.findall(r'\]\((?!https?:)([^)#]*)(#([^)]+))?', file.read_text()):
@@ -209,6 +233,11 @@ def test_the_readme_is_short_and_its_numbers_are_in_results():
   assert (f'{codec["file_bits_per_dim"]:.3f} bits/dim; in one sheet ' +
           ', '.join(f'{name} {value:.2f}' for name, value in together.items())) in text
   assert f'[{times_faster()} times faster](docs/speed.md)' in text
+  texts, codes = results('scenes', 'texts.json')['rows'][0], results('moving_digits', 'videos.json')
+  assert (f'| {texts["num_images"]} drawings | {texts["bits, own text"]["mean"]:.1f} bits each; '
+          f'{texts["exact entropy, bits"]["mean"]:.1f} are exactly needed |') in text
+  exact, model = (row['bits per frame'] for row in codes['rows'][:2])
+  assert f'| {codes["num_clips"]} clips | {model:.2f} bits per frame given two; {exact:.2f} are exactly needed |' in text
 
 
 def times_faster():

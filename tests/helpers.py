@@ -125,8 +125,6 @@ CASES = {
     '3d_categorical': case((2, 3, 3, 5, 0, 4), query_block=(1, 2, 2), memory_flange=(1, 1, 1), coordinates='rotary'),
     '3d_dmol_ragged_classes': case((5, 4, 1, 17, 3, 5), query_block=(2, 2, 3), memory_flange=(2, 0, 1),
                                    likelihood='dmol', class_conditional=True),
-    '1d_video': case((3, 4, 1, 17, 0, 3), query_block=(5,), memory_flange=(7,), scan='column',
-                     coordinates='learned'),
     '1d_text': case((4, 5, 3, 7, 0, 0, True), query_block=(7,), memory_flange=(9,), coordinates='rotary',
                     text_length=6, num_encoder_layers=1),
     '2d_text_superres_classes_dmol': case(

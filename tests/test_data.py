@@ -258,7 +258,7 @@ def assert_input_error(match, dataset, split, data_dir, kind=InputError):
 
 def test_wrong_names_are_answered_in_one_line(digits_dir):
   assert_input_error("Unknown dataset 'cifar'; did you mean cifar10", 'cifar', 'train', digits_dir)
-  known = r'celeba, cifar10, digits, folder, (imagenet.._(old|new)(, )?){4}\.$'
+  known = r'celeba, cifar10, digits, folder, (imagenet.._(old|new)(, )?){4}moving_digits, scenes\.$'
   assert_input_error(f"Unknown dataset 'zzz'; known: {known}", 'zzz', 'train', digits_dir)
   for split in ('tran', 'train[:0%]', 'train[', 'train[5000:]', ''):
     assert_input_error('known: train, test', 'digits', split, digits_dir)

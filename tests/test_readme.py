@@ -234,10 +234,11 @@ def test_the_readme_is_short_and_its_numbers_are_in_results():
           ', '.join(f'{name} {value:.2f}' for name, value in together.items())) in text
   assert f'[{times_faster()} times faster](docs/speed.md)' in text
   texts, codes = results('scenes', 'texts.json')['rows'][0], results('moving_digits', 'videos.json')
-  assert (f'| {texts["num_images"]} drawings | {texts["bits, own text"]["mean"]:.1f} bits each; '
-          f'{texts["exact entropy, bits"]["mean"]:.1f} are exactly needed |') in text
+  needed, own = (texts[name]['mean'] for name in ('exact entropy, bits', 'bits, own text'))
+  assert f'| {texts["num_images"]} drawings | {own:.1f} bits each; {needed:.1f} are exactly needed |' in text
   exact, model = (row['bits per frame'] for row in codes['rows'][:2])
-  assert f'| {codes["num_clips"]} clips | {model:.2f} bits per frame given two; {exact:.2f} are exactly needed |' in text
+  number = codes['num_clips']
+  assert f'| {number} clips | {model:.2f} bits per frame given two; {exact:.2f} are exactly needed |' in text
 
 
 def times_faster():

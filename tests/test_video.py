@@ -4,18 +4,19 @@ import collections
 import dataclasses
 import math
 
+import jax
 import numpy as np
 from PIL import Image
 import pytest
 
-from helpers import CASES, make_case, random_images
+from helpers import CASES, case, jit_once, make_case, random_images, random_variables
 import image_transformer as it
 from image_transformer import data, figures, images, pictures, tasks
 from image_transformer.config import Config, FolderConfig, ImageSpec, ModelConfig
 from image_transformer.datasets import digits, moving_digits
 from image_transformer.errors import InputError, NotAnImageError
 from image_transformer.model import make_model
-from image_transformer.sampling import positions_in_rows
+from image_transformer.sampling import positions_in_rows, sample
 
 SMALL = {'query_block': (1, 8, 16), 'memory_flange': (1, 8, 0), 'num_layers': 1, 'hidden_size': 16, 'num_heads': 2,
          'ffn_size': 16, 'dropout': 0.0}
@@ -157,10 +158,13 @@ def test_one_frame_has_the_layout_of_a_still_image():
   np.testing.assert_array_equal(video.layout.visible(), still.layout.visible())
 
 
-@pytest.mark.parametrize('name, possible', [('3d_categorical', [1, 2, 3]), ('3d_dmol_ragged_classes', [2, 4]),
-                                            ('1d_video', [1, 2])])
-def test_whole_frames_can_be_kept_where_they_are_generated_first(name, possible):
-  model, _ = make_case(name)
+IN_1D = case((3, 4, 1, 17, 0, 3), query_block=(5,), memory_flange=(7,), scan='column', coordinates='learned')
+
+
+@pytest.mark.parametrize('which, possible', [
+    (CASES['3d_categorical'], [1, 2, 3]), (CASES['3d_dmol_ragged_classes'], [2, 4]), (IN_1D, [1, 2])])
+def test_whole_frames_can_be_kept_where_they_are_generated_first(which, possible):
+  model = make_model(*which)
   frame = model.layout.num_positions // model.spec.frames
   for kept in range(1, model.spec.frames):
     if kept in possible:
@@ -170,6 +174,18 @@ def test_whole_frames_can_be_kept_where_they_are_generated_first(name, possible)
         positions_in_rows(model, kept)
   with pytest.raises(InputError, match=f'rows is {model.spec.frames}, but must be a number of frames in'):
     positions_in_rows(model, model.spec.frames)
+
+
+def test_the_frames_of_a_video_can_be_one_sequence():
+  model = make_model(*IN_1D)
+  variables, videos = random_variables(model), random_images(model.spec, 2)
+  samples, log_probs = jit_once(lambda: sample(model, variables, jax.random.split(jax.random.key(0), 2)))()
+  np.testing.assert_allclose(log_probs, model.apply(variables, samples, method='log_prob'), rtol=1e-5)
+  changed = videos.copy()
+  changed[:, 1, 2, 3] = (changed[:, 1, 2, 3] + 5) % 17
+  before, after = (model.apply(variables, each, method='pixel_log_probs') for each in (videos, changed))
+  moved = (before != after).reshape(2, 3, -1).any(axis=-1)
+  assert not moved[:, 0].any() and moved[:, 1].all()
 
 
 def test_what_does_not_fit_is_refused():

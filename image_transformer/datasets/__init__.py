@@ -31,9 +31,8 @@ class Dataset:
 
 def stand_in(name: str, dataset: Dataset) -> Dataset:
   """Returns generated images in the shape and splits of `dataset`."""
-  spec = dataclasses.replace(dataset.spec, has_texts=False)
-  stacked = dataclasses.replace(spec, height=spec.stacked_shape[0], frames=0)
-  return Dataset(spec, generated.ImageTransformerGenerated, dict.fromkeys(dataset.sizes),
+  stacked = dataclasses.replace(dataset.spec, height=dataset.spec.stacked_shape[0], frames=0)
+  return Dataset(dataset.spec, generated.ImageTransformerGenerated, dict.fromkeys(dataset.sizes),
                  generated.settings(name, stacked, dataset.sizes),
                  note=lambda builder: f'generated images in place of {name}, not a result')
 

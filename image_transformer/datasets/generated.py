@@ -38,6 +38,8 @@ class ImageTransformerGenerated(Local, tfds.core.GeneratorBasedBuilder, skip_reg
     features = {'image': tfds.features.Image(shape=spec.shape, encoding_format='png')}
     if spec.num_classes:
       features['label'] = tfds.features.ClassLabel(num_classes=spec.num_classes)
+    if spec.has_texts:
+      features['text'] = tfds.features.Text()
     return tfds.core.DatasetInfo(
         builder=self,
         description='Generated images, not data.',
@@ -57,7 +59,8 @@ class ImageTransformerGenerated(Local, tfds.core.GeneratorBasedBuilder, skip_reg
       pixels = (draw(rng, spec, 2 * np.pi * direction) * spec.levels).astype(np.uint8)
       # TFDS encodes arrays with TensorFlow, but PIL images with PIL.
       image = Image.fromarray(pixels if spec.channels == 3 else pixels[..., 0])
-      yield index, {'image': image} | ({'label': label} if spec.num_classes else {})
+      yield index, {'image': image} | ({'label': label} if spec.num_classes else {}) | (
+          {'text': 'a generated image'} if spec.has_texts else {})
 
 
 def draw(rng: np.random.RandomState, spec: ImageSpec, angle: float) -> np.ndarray:

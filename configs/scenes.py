@@ -3,6 +3,9 @@ not in the paper, which names text as future work.
 
   python main.py --config=configs/scenes.py
   python main.py --mode=sample --workdir=runs/scenes --text="a large red circle left of a small blue square"
+
+Hardware: 2 CPU cores. Time: 72 minutes of training on one of them, beside other work; 18.9 bits for a drawing, given
+its caption, of which 15.9 are exactly needed (results/scenes). `:smoke` takes minutes.
 """
 
 from image_transformer.configs import base, cifar10_fast
@@ -20,4 +23,4 @@ def get_config(variant=''):
       'model.num_encoder_layers': 2,
       'train.flip': False,
       'eval.batch_size': 100,
-  }, smoke={'train.steps': 1_000})
+  }, smoke={'model.hidden_size': 48, 'model.ffn_size': 192, 'train.steps': 200, 'eval.num_images': 200})

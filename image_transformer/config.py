@@ -231,11 +231,11 @@ class FolderConfig:
   """The dataset `folder`: images of your own, read once and kept in `data_dir`."""
 
   path: str = ''  # PNG, JPEG or WebP files, in sub-folders too
-  texts: bool = False  # read a text for every image, from NAME.txt beside NAME.png or from metadata.jsonl
-  frames: int = 0  # videos: GIFs, or the images of a sub-folder in order, of which so many are used; 0: still images
   size: tuple[int, ...] = (32, 32)  # height and width to which they are downsampled
   crop: bool = True  # crop from the centre to the proportions of `size`; False: squeeze the whole image into it
   test_fraction: float = 0.1  # of the images, kept out of training as the split 'test'
+  texts: bool = False  # read a text for every image, from NAME.txt beside NAME.png or from metadata.jsonl
+  frames: int = 0  # videos: GIFs, or the images of a sub-folder in order, of which so many are used; 0: still images
 
   def __post_init__(self):
     object.__setattr__(self, 'size', tuple(self.size))

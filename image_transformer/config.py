@@ -249,6 +249,8 @@ class FolderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
+  """All settings of a run; `config.py` explains each field."""
+
   seed: int = 0  # with the step, determines every random number
   data_dir: str = ''  # where TFDS keeps data; '': $TFDS_DATA_DIR, else ~/tensorflow_datasets
   dataset: str = 'cifar10'  # a name in image_transformer/datasets

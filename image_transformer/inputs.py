@@ -84,8 +84,10 @@ def read_named_inputs(run: Run, path: os.PathLike | str | None, number: int,
 def _read(path, spec, number, exact):
   """The first files that hold images, these, and the texts of files; what is left out of a folder is said."""
   found, left_out = images.find_files(path)
-  beside = found if path.is_dir() else [file for file in path.parent.iterdir() if file.is_file()]
-  texts, sources = read_captions(beside) if spec.has_texts else ({}, set())
+  texts, sources = {}, set()
+  if spec.has_texts:
+    texts, sources = read_captions(found if path.is_dir() else [
+        file for file in path.parent.iterdir() if file.is_file()])
   if path.is_dir():
     found = [file for file in found if file not in sources]
     found = images.find_videos(found) if spec.frames else found

@@ -39,9 +39,8 @@ def grid(images: np.ndarray, levels: int, columns: int, height: int = 640, capti
   """
   if images.ndim == 5:
     frames = images.shape[1]
-    apart = [text for caption in captions for text in (caption, *[''] * (frames - 1))]
-    return grid(images.reshape(-1, *images.shape[2:]), levels, frames * max(columns // frames, 1), height, apart,
-                frames * span)
+    return grid(images.reshape(-1, *images.shape[2:]), levels, frames * max(columns // frames, 1), height,
+                _apart(captions, frames), frames * span)
   number, image_height, image_width, _ = images.shape
   rows, gap = -(-number // columns), 2
   bytes_ = as_bytes(images, levels)
@@ -88,18 +87,21 @@ def strips(columns: Sequence[np.ndarray], levels: int, captions: Sequence[str] =
   Returns:
     uint8 [height, width, 3].
   """
-  columns = [column[:_MAX_STRIPS] for column in columns]
+  columns, captions = [column[:_MAX_STRIPS] for column in columns], _apart(captions[:_MAX_STRIPS], len(columns))
   if columns[0].ndim == 5:
     videos = np.stack(columns, axis=1)
-    apart = [text for caption in captions[:_MAX_STRIPS] for text in (caption, *[''] * (len(columns) - 1))]
-    return grid(videos.reshape(-1, *videos.shape[2:]), levels, 1, 64 * len(columns) * len(videos), apart)
+    return grid(videos.reshape(-1, *videos.shape[2:]), levels, 1, 64 * len(columns) * len(videos), captions)
   height = max(column.shape[1] for column in columns)
   scales = [height // column.shape[1] for column in columns]
   same = [column.repeat(scale, axis=1).repeat(scale, axis=2) for column, scale in zip(columns, scales)]
   images = np.stack(same, axis=1)
   flat = images.reshape(-1, *images.shape[2:])
-  apart = [text for caption in captions[:_MAX_STRIPS] for text in (caption, *[''] * (len(columns) - 1))]
-  return grid(flat, levels, len(columns), max(128, height) * len(images), apart, len(columns))
+  return grid(flat, levels, len(columns), max(128, height) * len(images), captions, len(columns))
+
+
+def _apart(captions, number):
+  """Captions of the first of so many images each, and none of the others."""
+  return [text for caption in captions for text in (caption, *[''] * (number - 1))]
 
 
 def samples_of(model: ImageTransformer, given: Mapping[str, np.ndarray], samples: np.ndarray,

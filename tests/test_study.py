@@ -52,6 +52,7 @@ def test_a_judge_sees_every_original_once_and_all_else_is_balanced(made):
   assert len({tuple(trial['image'] for trial in plan[4:]) for plan in content['plans']}) == len(content['plans'])
   counts = np.array([[counts[temperature] for temperature in TEMPERATURES] for counts in of_images.values()])
   assert counts.min() > 5 and counts.max() < 40  # of 60 judges, each about 18 times
+  assert len(set(counts.sum(axis=0))) == 1  # also where temperatures do not divide the images
 
 
 def test_what_is_shown_is_what_the_plan_says(made):
@@ -158,6 +159,15 @@ def test_judges_are_left_out_by_the_rules(made):
   assert analysis.excluded == {'1': '0% of catch trials right', '2': 'answered in 90 ms', '3': 'answered too little',
                                  '4': 'answered too little'}
   assert analysis.num_judges == 6 and {row.num_judges for row in analysis.fooled} == {1}
+
+
+def test_trials_without_an_answer_do_not_count(made):
+  _, content, _, _ = made
+  lines = answers_of(content, 0, fooled_at(0.0), np.random.default_rng(0))
+  main = [line for line in lines if line['kind'] == 'main']
+  for line in main[::4]:  # temperatures take turns, three of them
+    line['chosen'] = None
+  assert [row.share for row in study.analyse(lines).fooled] == [0, 0, 0]
 
 
 def test_files_of_answers_are_read(tmp_path, made):

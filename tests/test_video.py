@@ -14,6 +14,7 @@ import image_transformer as it
 from image_transformer import data, figures, images, pictures, tasks
 from image_transformer.config import Config, FolderConfig, ImageSpec, ModelConfig
 from image_transformer.datasets import digits, moving_digits
+from image_transformer.embeddings import Coordinates
 from image_transformer.errors import InputError, NotAnImageError
 from image_transformer.model import make_model
 from image_transformer.sampling import positions_in_rows, sample
@@ -186,6 +187,14 @@ def test_the_frames_of_a_video_can_be_one_sequence():
   before, after = (model.apply(variables, each, method='pixel_log_probs') for each in (videos, changed))
   moved = (before != after).reshape(2, 3, -1).any(axis=-1)
   assert not moved[:, 0].any() and moved[:, 1].all()
+
+
+@pytest.mark.parametrize('kind', ['sine', 'learned'])
+def test_every_pixel_of_every_frame_has_coordinates_of_its_own(kind):
+  coordinates = Coordinates(3, 4, 24, kind, frames=2)
+  frame, row, column = np.indices((2, 3, 4)).reshape(3, -1)
+  encoded, _ = coordinates.init_with_output(jax.random.key(0), row, column, frame)
+  assert len(np.unique(np.asarray(encoded), axis=0)) == 24
 
 
 def test_what_does_not_fit_is_refused():

@@ -71,9 +71,9 @@ class Condition:
     """Values to sample with if none are given, and in how many columns to show the images; None: no default."""
     return None
 
-  def shown(self, values: np.ndarray) -> list[np.ndarray]:
-    """Columns of images [N, H, W, C] to show before the samples in a picture."""
-    return []
+  def shown(self, values: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns of images [N, H, W, C], by heading, to show before the samples in a picture."""
+    return {}
 
   def captions(self, values: np.ndarray) -> list[str]:
     """Short texts to write below samples; none if there is nothing to say."""

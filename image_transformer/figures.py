@@ -20,8 +20,11 @@ from image_transformer.layout import BlockLayout
 from image_transformer.library import Run
 from image_transformer.metrics import read_metrics
 from image_transformer.model import ImageTransformer
+from image_transformer.runs import read_config
 
 HIDDEN, MEMORY, OWN_BLOCK, QUERY = range(4)
+
+_ROWS_AROUND = 4  # of the image, shown around the memory
 
 _COLORS = '#e8e8e8', '#7fb2dd', '#f2b15f', '#c0302c'
 _LEGEND = 'not visible', 'memory', "the block's own", 'the query itself'
@@ -33,7 +36,7 @@ def attention_of_run(run: Run, images: np.ndarray, row: int, column: int, frame:
   model, index = run.model, _index(run.model, row, column, frame)
   look = jax.jit(lambda *args: model.apply(*args, index, method='attention_weights'))
   weights = look(run.variables, images[:1], {name: values[:1] for name, values in given.items()})
-  return attention(np.asarray(weights[:, 0]), model.layout, model.spec, index)
+  return attention(np.asarray(weights[:, 0]), model.layout, model.spec, index, np.asarray(images[0]))
 
 
 def middle(model: ImageTransformer) -> tuple[int, ...]:
@@ -58,17 +61,20 @@ def _side_by_side(values, spec):
   return np.concatenate(list(np.moveaxis(values.reshape(shape), -4, 0)), axis=-2)
 
 
-def read_logs(folder: epath.Path) -> dict[str, list[dict[str, Any]]]:
-  """`metrics.jsonl` of a run, or of every run in a folder, by name.
+def read_logs(folder: epath.Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
+  """`metrics.jsonl` of a run, or of every run in a folder, by dataset and name.
 
   Raises:
     InputError: if none of them has bits/dim.
   """
   folders = [folder] if (folder / 'metrics.jsonl').exists() else sorted(
       path.parent for path in folder.glob('*/metrics.jsonl'))
-  logs = {one.name: read_metrics(one) for one in folders}
-  check(any(line.get('bits_per_dim') is not None for lines in logs.values() for line in lines), 'workdir', str(folder),
-        'a run that has logged its training, or a folder of such runs')
+  logs: dict[str, dict[str, list[dict[str, Any]]]] = {}
+  for one in folders:
+    lines = read_metrics(one)
+    if any(line.get('bits_per_dim') is not None for line in lines):
+      logs.setdefault(read_config(one).dataset, {})[one.name] = lines
+  check(logs, 'workdir', str(folder), 'a run that has logged its training, or a folder of such runs')
   return logs
 
 
@@ -96,18 +102,24 @@ def memory(model: ImageTransformer, row: int, column: int, frame: int = 0) -> Fi
   for frame in range(1, frames):
     axes.axvline(frame * spec.width, color='black', linewidth=0.8)
   axes.set_aspect('equal')
-  axes.set_title(f'What one position may see: {np.count_nonzero(kinds)} of {kinds.size}')
+  axes.set_title(f'What the query at row {row}, column {column} may see: {np.count_nonzero(kinds)} of {kinds.size} '
+                 'positions', fontsize=9)
+  axes.set(xlabel='column' + (', frame after frame' if frames > 1 else ''), ylabel='row')
   figure.legend(handles=[Patch(color=color, label=label) for color, label in zip(_COLORS, _LEGEND)],
                 loc='lower center', ncols=2, frameon=False)
   figure.subplots_adjust(bottom=0.17, top=0.93, left=0.07, right=0.97)
   return figure
 
 
-def attention(weights: np.ndarray, layout: BlockLayout, spec: ImageSpec, index: int) -> Figure:
-  """The attention to each pixel from the query at a raster index.
+def attention(weights: np.ndarray, layout: BlockLayout, spec: ImageSpec, index: int, image: np.ndarray) -> Figure:
+  """The attention to each pixel from the query at a raster index, in the rows of its memory and a few around them.
 
   Args:
     weights: [layers, heads, positions], each row sums to 1, as `ImageTransformer.attention_weights` gives them.
+    layout: of the model.
+    spec: of the image.
+    index: of the query.
+    image: integers [H, W, C], or [T, H, W, C], to show behind.
   """
   num_layers, num_heads, _ = weights.shape
   depth, frames = layout.image[-1], max(spec.frames, 1)
@@ -115,20 +127,27 @@ def attention(weights: np.ndarray, layout: BlockLayout, spec: ImageSpec, index: 
   seen = _side_by_side((visible_from(layout, index) != HIDDEN).reshape(-1, depth), spec).any(-1)
   row, column = divmod(index // depth, spec.width)
   row, column = row % spec.height, column + row // spec.height * spec.width  # of the frames side by side
-  figure = _figure(1.3 * frames * num_heads + 0.6, 1.3 * num_layers + 0.6)
+  rows = np.flatnonzero(seen.any(axis=1))
+  first, last = max(rows[0] - _ROWS_AROUND, 0), min(rows[-1] + _ROWS_AROUND, spec.height - 1)
+  behind = _side_by_side(image.reshape(-1, spec.channels), spec).mean(axis=-1) / (spec.levels - 1)
+  height = 1.5 * (last - first + 1) / spec.width  # inches of a panel
+  figure = _figure(1.5 * frames * num_heads + 1.2, (height + 0.3) * num_layers + 0.6)
   panels = figure.subplots(num_layers, num_heads, squeeze=False)
   for layer, head in np.ndindex(num_layers, num_heads):
     axes, shown = panels[layer, head], by_pixel[layer, head]
-    axes.set_facecolor('#d0d0d0')
+    axes.imshow(behind, 'gray', vmin=0, vmax=1, interpolation='nearest')
     # Each has its own scale: attention spread over hundreds of pixels would look black beside a sharp peak.
-    axes.imshow(np.ma.masked_where(~seen, shown), 'inferno', vmin=0, vmax=shown.max(), interpolation='nearest')
+    heat = axes.imshow(np.ma.masked_where(~seen, shown / shown.max()), 'inferno', vmin=0, vmax=1,
+                       alpha=np.where(seen, 0.35 + 0.65 * np.sqrt(shown / shown.max()), 0), interpolation='nearest')
     axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, color='#30e0e0', linewidth=1))
-    axes.set(xticks=[], yticks=[])
-    if not layer:
-      axes.set_title(f'head {head + 1}', fontsize=8)
+    axes.set(xticks=[], yticks=[], ylim=(last + 0.5, first - 0.5))
+    axes.set_title(f'head {head + 1}, largest {shown.max():.2f}', fontsize=7, pad=2)
     if not head:
       axes.set_ylabel(f'layer {layer + 1}', fontsize=8)
-  figure.tight_layout(pad=0.6)
+  figure.suptitle(f'Attention of the pixel at row {row}, column {column % spec.width}; rows {first} to {last}',
+                  fontsize=8)
+  figure.colorbar(heat, ax=panels, aspect=30).set_label("share of the panel's largest", fontsize=8)
+  figure.set_layout_engine('compressed')
   return figure
 
 
@@ -154,20 +173,22 @@ def bits(images: np.ndarray, nats: np.ndarray, levels: int) -> Figure:
   return figure
 
 
-def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-  """Bits/dim by step, from the lines of `metrics.jsonl` of runs by name: training as lines, evaluations as points."""
-  figure = _figure(7, 4.5)
-  axes = figure.add_subplot()
-  for number, (name, lines) in enumerate(runs.items()):
-    measured = [line for line in lines if line.get('bits_per_dim') is not None]
-    for split in dict.fromkeys(line['split'] for line in measured):
-      points = [(line['step'], line['bits_per_dim']) for line in measured if line['split'] == split]
-      style = {'linewidth': 1} if split == 'train' else {'marker': 'o', 'markersize': 4, 'linewidth': 0.5}
-      axes.plot(*zip(*points), color=f'C{number % 10}', alpha=0.5 if split == 'train' else 1,
-                label=f'{name}, {split}', **style)
-  axes.set(xlabel='step', ylabel='bits/dim')
-  axes.grid(alpha=0.3)
-  axes.legend(fontsize=8)
+def curves(logs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Figure:
+  """Bits/dim by step, from the lines of `metrics.jsonl`, by dataset and name of the run: training as lines, evaluations
+  as points. Bits/dim of different data sets cannot be compared, so that each has a panel."""
+  figure = _figure(7, 4.5 * len(logs))
+  panels = figure.subplots(len(logs), squeeze=False)[:, 0]
+  for axes, (dataset, runs) in zip(panels, logs.items()):
+    for number, (name, lines) in enumerate(runs.items()):
+      measured = [line for line in lines if line.get('bits_per_dim') is not None]
+      for split in dict.fromkeys(line['split'] for line in measured):
+        points = [(line['step'], line['bits_per_dim']) for line in measured if line['split'] == split]
+        style = {'linewidth': 1} if split == 'train' else {'marker': 'o', 'markersize': 4, 'linewidth': 0.5}
+        axes.plot(*zip(*points), color=f'C{number % 10}', alpha=0.5 if split == 'train' else 1,
+                  label=f'{name}, {split}', **style)
+    axes.set(title=dataset, xlabel='step', ylabel='bits/dim')
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
   figure.tight_layout()
   return figure
 

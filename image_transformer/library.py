@@ -193,7 +193,7 @@ def load(workdir: os.PathLike | str, config: Config | None = None, num_checkpoin
   Raises:
     InputError: if there is no run, there are too few checkpoints, or `config` is another run's.
   """
-  folder = as_path(weights.find(workdir, by_name=True))
+  folder = as_path(weights.find(workdir))
   saved = read_config(folder)
   if config is not None:
     check_same_run(folder, saved, config)

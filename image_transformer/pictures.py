@@ -4,7 +4,9 @@ Of videos, pictures show the frames side by side; `film` makes one that moves.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
 import io
+import itertools
 import textwrap
 
 import numpy as np
@@ -23,7 +25,7 @@ def as_bytes(images: np.ndarray, levels: int) -> np.ndarray:
 
 
 def grid(images: np.ndarray, levels: int, columns: int, height: int = 640, captions: Sequence[str] = (),
-         span: int = 1) -> np.ndarray:
+         span: int = 1, headings: Sequence[str] = ()) -> np.ndarray:
   """Arranges images in a grid on a dark background.
 
   Args:
@@ -33,6 +35,7 @@ def grid(images: np.ndarray, levels: int, columns: int, height: int = 640, capti
     height: of the picture, roughly; small images are magnified by an integer factor to reach it.
     captions: texts to write below the images, if any.
     span: over how many images a caption may extend.
+    headings: texts to write above the columns, if any.
 
   Returns:
     uint8 [height, width, 3].
@@ -40,7 +43,7 @@ def grid(images: np.ndarray, levels: int, columns: int, height: int = 640, capti
   if images.ndim == 5:
     frames = images.shape[1]
     return grid(images.reshape(-1, *images.shape[2:]), levels, frames * max(columns // frames, 1), height,
-                _apart(captions, frames), frames * span)
+                _apart(captions, frames), frames * span, _apart(headings, frames))
   number, image_height, image_width, _ = images.shape
   rows, gap = -(-number // columns), 2
   bytes_ = as_bytes(images, levels)
@@ -49,17 +52,19 @@ def grid(images: np.ndarray, levels: int, columns: int, height: int = 640, capti
   cell_width = image_width * scale + gap
   captions = ['\n'.join(textwrap.wrap(caption, max(span * cell_width // _LETTER[0], 1))) for caption in captions]
   text_height = _LETTER[1] * max((caption.count('\n') + 1 for caption in captions), default=0)
-  cell_height = image_height * scale + text_height + gap
-  sheet = np.full((rows * cell_height + gap, columns * cell_width + gap, 3), 32, np.uint8)
+  cell_height, above = image_height * scale + text_height + gap, _LETTER[1] + gap if headings else 0
+  sheet = np.full((above + rows * cell_height + gap, columns * cell_width + gap, 3), 32, np.uint8)
   for i, image in enumerate(bytes_):
-    top, left = i // columns * cell_height + gap, i % columns * cell_width + gap
+    top, left = above + i // columns * cell_height + gap, i % columns * cell_width + gap
     sheet[top:top + image_height * scale, left:left + cell_width - gap] = image
-  if not captions:
+  if not captions and not headings:
     return sheet
   picture = Image.fromarray(sheet)
+  draw = functools.partial(ImageDraw.Draw(picture).text, fill='white', spacing=1)
   for i, caption in enumerate(captions):
-    corner = i % columns * cell_width + gap + 1, (i // columns + 1) * cell_height - text_height
-    ImageDraw.Draw(picture).text(corner, caption, fill='white', spacing=1)
+    draw((i % columns * cell_width + gap + 1, above + (i // columns + 1) * cell_height - text_height), caption)
+  for column, heading in enumerate(headings):
+    draw((column * cell_width + gap + 1, gap), heading)
   return np.array(picture)
 
 
@@ -74,12 +79,14 @@ def captions_of(model: ImageTransformer, given: Mapping[str, np.ndarray]) -> lis
   return [' '.join(words) for words in zip(*texts)]
 
 
-def strips(columns: Sequence[np.ndarray], levels: int, captions: Sequence[str] = ()) -> np.ndarray:
+def strips(headings: Sequence[str], columns: Sequence[np.ndarray], levels: int,
+           captions: Sequence[str] = ()) -> np.ndarray:
   """A row for each of the first images, from columns [N, h, w, C] whose sizes may differ: the smaller are magnified.
 
   Of videos [N, T, H, W, C], the columns are below one another.
 
   Args:
+    headings: what the columns are.
     columns: of the same number of images each.
     levels: intensities are stretched to the range of bytes.
     captions: texts to write below the rows, if any.
@@ -87,16 +94,19 @@ def strips(columns: Sequence[np.ndarray], levels: int, captions: Sequence[str] =
   Returns:
     uint8 [height, width, 3].
   """
-  columns, captions = [column[:_MAX_STRIPS] for column in columns], _apart(captions[:_MAX_STRIPS], len(columns))
+  columns, captions = [column[:_MAX_STRIPS] for column in columns], captions[:_MAX_STRIPS]
   if columns[0].ndim == 5:
     videos = np.stack(columns, axis=1)
-    return grid(videos.reshape(-1, *videos.shape[2:]), levels, 1, 64 * len(columns) * len(videos), captions)
+    below = [': '.join(filter(None, words)) for words in zip(
+        itertools.cycle(headings), _apart(captions or [''] * len(videos), len(columns)))]
+    return grid(videos.reshape(-1, *videos.shape[2:]), levels, 1, 64 * len(columns) * len(videos), below)
   height = max(column.shape[1] for column in columns)
   scales = [height // column.shape[1] for column in columns]
   same = [column.repeat(scale, axis=1).repeat(scale, axis=2) for column, scale in zip(columns, scales)]
   images = np.stack(same, axis=1)
   flat = images.reshape(-1, *images.shape[2:])
-  return grid(flat, levels, len(columns), max(128, height) * len(images), captions, len(columns))
+  return grid(flat, levels, len(columns), max(128, height) * len(images), _apart(captions, len(columns)), len(columns),
+              headings)
 
 
 def _apart(captions, number):
@@ -114,9 +124,16 @@ def samples_of(model: ImageTransformer, given: Mapping[str, np.ndarray], samples
     samples: integers [N, samples, H, W, C].
     originals: integers [N, H, W, C], or None.
   """
-  before = [column for name, condition in model.conditions.items() for column in condition.shown(given[name])]
-  after = [] if originals is None else [originals]
-  return strips([*before, *np.moveaxis(samples, 1, 0), *after], model.spec.levels, captions_of(model, given))
+  columns = [column for name, condition in model.conditions.items() for column in condition.shown(given[name]).items()]
+  columns += zip(numbered('sample', samples.shape[1]), np.moveaxis(samples, 1, 0))
+  columns += [] if originals is None else [('original', originals)]
+  headings, images = zip(*columns)
+  return strips(headings, images, model.spec.levels, captions_of(model, given))
+
+
+def numbered(word: str, number: int) -> list[str]:
+  """Headings of so many columns."""
+  return [f'{word} {i + 1}' for i in range(number)] if number > 1 else [word]
 
 
 def film(draw: Callable[..., np.ndarray], *videos: np.ndarray) -> bytes | None:

@@ -86,4 +86,4 @@ class SmallImage(Condition):
 
   def shown(self, values):
     """The small images, and their bicubic enlargements."""
-    return [values, bicubic(values, *self.spec.shape[:2], self.spec.levels)]
+    return {'given': values, 'bicubic': bicubic(values, *self.spec.shape[:2], self.spec.levels)}

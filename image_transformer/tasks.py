@@ -88,7 +88,8 @@ class Task:
     shown[:, rows:] = levels // 4
     for temperature, samples, arrays in self._draw_of_each(inputs, rows):
       columns = shown, *np.moveaxis(samples, 1, 0), inputs['image']
-      draw = lambda *columns: pictures.strips(columns, levels, captions)
+      headings = 'given', *pictures.numbered('completion', samples.shape[1]), 'original'
+      draw = lambda *columns: pictures.strips(headings, columns, levels, captions)
       reports.write_drawing(self.run, self._name(f'_keep{rows}', samples.shape[:2]), temperature, draw(*columns),
                             arrays, pictures.film(draw, *columns))
 
@@ -98,7 +99,7 @@ class Task:
     check('low_res' in run.model.conditions, 'mode', 'superres', 'another: this model does not enlarge images')
     inputs, levels = self._inputs(), run.model.spec.levels
     low_res, originals = inputs['low_res'], inputs.get('image')
-    _, bicubic = run.model.conditions['low_res'].shown(low_res)
+    bicubic = run.model.conditions['low_res'].shown(low_res)['bicubic']
     measures = {'bicubic': superres.measure(low_res, bicubic[:, None], originals, levels)}
     for temperature, samples, arrays in self._draw_of_each(inputs):
       measures[reports.way(temperature)] = superres.measure(low_res, samples, originals, levels)

@@ -30,11 +30,21 @@ def shipped() -> list[str]:
   return sorted(path.parent.name for path in _SHIPPED.glob(f'*/{FILE}'))
 
 
-def find(workdir: os.PathLike | str, by_name: bool = False) -> os.PathLike | str:
-  """The folder of a model that comes with the program, as weights/NAME or, if asked to, NAME; any other as it is."""
-  folder, _, name = os.fspath(workdir).rpartition('/')
-  is_shipped = (folder == 'weights' or by_name and not folder) and name in shipped()
+def find(workdir: os.PathLike | str) -> os.PathLike | str:
+  """The folder of a model that comes with the program, named NAME or weights/NAME; any other as it is."""
+  folder, _, name = os.fspath(workdir).rstrip('/').rpartition('/')
+  is_shipped = folder in ('', 'weights') and name in shipped()
   return _SHIPPED / name if is_shipped and not os.path.exists(workdir) else workdir
+
+
+def place(workdir: str) -> str:
+  """Copies the model that comes with the program as weights/NAME there, if needed: drawings are written beside it."""
+  found = find(workdir)
+  if workdir.startswith('weights/') and found != workdir:
+    for name in ('README.md', FILE, 'config.json'):
+      write_whole(epath.Path(workdir) / name, epath.Path(found, name).read_bytes())
+    print(f'Copied the weights that come with the program to {workdir}')
+  return workdir
 
 
 def write(folder: epath.Path, config: Config, params: Any, step: int) -> None:

@@ -8,7 +8,9 @@ import tempfile
 
 import pytest
 
-# Before JAX is imported: what one test compiles, the next need not, in whatever process.
+# Before JAX is imported. What runs once, on little, is not worth optimising: compiling takes most of the time.
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
+# What one test compiles, the next need not, in whatever process.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   _CACHE = tempfile.TemporaryDirectory()
   os.environ |= {'JAX_COMPILATION_CACHE_DIR': _CACHE.name, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
@@ -26,8 +28,6 @@ def _run_program(arguments, output):
   with open(output, 'w') as file:
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
-  # What runs once, on little, is not worth optimising.
-  os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
   sys.argv = ['main.py', *arguments]  # where ml_collections looks for --config.FIELD
   sys.exit(program.main(sys.argv))
 

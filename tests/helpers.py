@@ -169,10 +169,6 @@ def random_variables(model, scale=0.3, seed=0):
   return {'params': jax.tree.map(draw, parameter_shapes(model))}
 
 
-# What runs once, on little, is not worth optimising: compiling takes half the time.
-jit_once = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': '0'})
-
-
 @functools.cache
 def make_case(name, scale=0.3, **changes):
   """Model and random variables of one of CASES, with fields of its configuration changed."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import CASES, case, given_for, jit_once, make_case, random_images
+from helpers import CASES, case, given_for, make_case, random_images
 from image_transformer import attention, devices
 from image_transformer.errors import InputError
 from image_transformer.model import make_model
@@ -40,7 +40,7 @@ def completing(name, num_kept):
   model, variables = make_case(name)
   given = given_for(model, NUM_IMAGES)
 
-  @jit_once
+  @jax.jit
   def complete(variables, images):
     completions, log_prob = sample(model, variables, KEYS, given, 1.0, images, num_kept)
     parameters = model.apply(variables, completions, given)
@@ -67,7 +67,7 @@ def test_a_drawn_image_is_completed_to_itself(name, num_kept):
   """With its key: chance belongs to the position, not to how many were drawn before."""
   model, variables = make_case(name)
   given = given_for(model, NUM_IMAGES)
-  drawn, _ = jit_once(lambda variables: sample(model, variables, KEYS, given))(variables)
+  drawn, _ = jax.jit(lambda variables: sample(model, variables, KEYS, given))(variables)
   completions, _, _ = completing(name, num_kept)(np.where(kept(model, num_kept), drawn, 0))
   np.testing.assert_array_equal(completions, drawn)
 
@@ -90,14 +90,14 @@ def test_prefilled_caches_equal_those_of_single_steps(name):
   images, given = random_images(model.spec, 2), given_for(model, 2)
   values = images.reshape(2, layout.num_positions, -1).astype(np.int32)
 
-  @jit_once
+  @jax.jit
   def prefilled(variables):
     encoded = model.apply(variables, given, method='encode')
     return [[attention.begin_block(window, layout)
              for window in model.apply(variables, images, encoded, block, method='prefill')]
             for block in range(layout.num_blocks)]
 
-  @jit_once
+  @jax.jit
   def step_by_step(variables):
     encoded = model.apply(variables, given, method='encode')
     previous = jnp.asarray(values)[:, layout.previous]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import CASES, given_for, jit_once, random_images, random_variables
+from helpers import CASES, given_for, random_images, random_variables
 from image_transformer import attention
 from image_transformer import model as model_lib
 from image_transformer.conditions import Condition, Encoding
@@ -59,7 +59,7 @@ def worded(request, monkeypatch):
 def test_what_is_masked_has_no_influence_and_all_else_has(worded):
   model, variables, images, given = worded
   assert list(model.conditions)[-1] == 'words' and len(model.conditions) in (1, 3)
-  log_prob = jit_once(lambda given: model.apply(variables, images, given, method='log_prob'))
+  log_prob = jax.jit(lambda given: model.apply(variables, images, given, method='log_prob'))
   expected = log_prob(given)
   for place in range(LENGTH):
     words = given['words'].copy()
@@ -79,7 +79,7 @@ def test_what_is_masked_has_no_influence_and_all_else_has(worded):
 def test_the_sampler_is_given_it_too(worded):
   model, variables, _, given = worded
   keys = jax.random.split(jax.random.key(0), 3)
-  images, log_prob = jit_once(lambda given: sample(model, variables, keys, given))(given)
+  images, log_prob = jax.jit(lambda given: sample(model, variables, keys, given))(given)
   np.testing.assert_allclose(log_prob, model.apply(variables, images, given, method='log_prob'), rtol=1e-4)
 
 

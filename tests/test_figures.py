@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from helpers import CASES, from_slots, given_for, jit_once, make_case, paper_visible, random_images, scan_order
+from helpers import CASES, from_slots, given_for, make_case, paper_visible, random_images, scan_order
 from image_transformer import figures
 from image_transformer.config import Config, ImageSpec, ModelConfig
 from image_transformer.errors import InputError
@@ -58,16 +58,20 @@ def test_attention_weights_are_those_of_dense_attention(name):
   visible = paper_visible(spec.height, spec.width, depth, config.query_block, config.memory_flange, config.scan,
                           max(spec.frames, 1))
   index = layout.num_positions - layout.num_positions // 3
-  weights = np.asarray(jit_once(lambda *args: model.apply(*args, index, method='attention_weights'))(
-      variables, images, given))
+
+  @jax.jit
+  def run(variables):
+    encoded = model.apply(variables, given, method='encode')
+    return (model.apply(variables, images, given, index, method='attention_weights'),
+            from_slots(model.apply(variables, images, encoded, method='embed_images'), layout))
+
+  weights, x = map(np.asarray, run(variables))
   assert weights.shape == (config.num_layers, 2, config.num_heads, layout.num_positions)
   np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
   assert (weights[..., ~visible[index]] == 0).all() and (weights[..., visible[index]] > 0).all()
   if config.norm == 'pre':
     return
   # The first layer's, from its input.
-  encoded = model.apply(variables, given, method='encode')
-  x = from_slots(model.apply(variables, images, encoded, method='embed_images'), layout)
   layer = variables['params']['decoder']['layer_0']['self_attention']
   q, k = ((x @ layer[part]['kernel']).reshape(*x.shape[:2], config.num_heads, -1) for part in ('query', 'key'))
   if config.qk_norm:
@@ -87,7 +91,7 @@ def test_attention_weights_are_those_of_dense_attention(name):
 def test_the_log_probs_of_pixels_are_those_of_their_parameters(name):
   model, variables = make_case(name)
   images, given = random_images(model.spec, 2), given_for(model, 2)
-  pixels, whole, parameters = jit_once(lambda *args: [
+  pixels, whole, parameters = jax.jit(lambda *args: [
       model.apply(*args, method=method) for method in ('pixel_log_probs', 'log_prob', '__call__')])(
           variables, images, given)
   np.testing.assert_allclose(pixels.sum(axis=tuple(range(1, pixels.ndim))), whole, rtol=1e-5)
@@ -100,15 +104,26 @@ def test_the_attention_picture_hides_what_is_not_visible_and_marks_the_pixel():
   layout, spec = block_layout((6, 6, 3), 1, (2, 2), (1, 1)), ImageSpec(6, 6, 3)
   index = (3 * 6 + 4) * 3
   weights = np.random.default_rng(0).random((2, 3, layout.num_positions))
-  figure = figures.attention(weights, layout, spec, index)
-  assert len(figure.axes) == 6
+  image = random_images(spec, 1)[0]
+  figure = figures.attention(weights, layout, spec, index, image)
+  assert len(figure.axes) == 7
   visible = paper_visible(6, 6, 3, (2, 2), (1, 1))[index].reshape(6, 6, 3).any(-1)
   for axes, shown in zip(figure.axes, weights.reshape(6, 6, 6, 3).sum(-1)):
-    drawn = axes.images[0].get_array()
-    np.testing.assert_array_equal(~np.ma.getmaskarray(drawn), visible)
-    np.testing.assert_allclose(drawn[visible], shown[visible])
+    behind, heat = axes.images
+    np.testing.assert_allclose(behind.get_array(), image.mean(-1) / 255)
+    np.testing.assert_array_equal(~np.ma.getmaskarray(heat.get_array()), visible)
+    np.testing.assert_array_equal(heat.get_alpha() > 0, visible)
+    np.testing.assert_allclose(heat.get_array()[visible] * shown.max(), shown[visible])
+    assert f'largest {shown.max():.2f}' in axes.get_title()
     mark, = axes.patches
     assert mark.get_xy() == (3.5, 2.5)
+
+
+@pytest.mark.parametrize('row, rows', [(0, (0, 4)), (13, (7, 17)), (19, (13, 19))])
+def test_the_attention_picture_has_the_rows_of_the_memory_and_four_around(row, rows):
+  layout, spec = block_layout((20, 6, 1), 1, (2, 2), (1, 1)), ImageSpec(20, 6, 1)
+  figure = figures.attention(np.ones((1, 1, 120)), layout, spec, row * 6, np.zeros((20, 6, 1)))
+  assert figure.axes[0].get_ylim() == (rows[1] + 0.5, rows[0] - 0.5)
 
 
 def test_bits_of_a_run_add_up_to_the_log_probability_of_each_image():
@@ -132,9 +147,11 @@ def test_bits_are_of_whole_pixels():
 def test_curves_show_each_split_of_each_run():
   lines = [{'step': 1, 'split': 'train', 'bits_per_dim': 7.0}, {'step': 2, 'split': 'train', 'bits_per_dim': 6.0},
            {'step': 2, 'split': 'test', 'bits_per_dim': 6.5}, {'step': 2, 'split': 'train', 'seconds': 1}]
-  axes = figures.curves({'one': lines, 'two': lines[:2]}).axes[0]
-  assert [(line.get_label(), line.get_xydata().tolist()) for line in axes.lines] == [
+  first, second = figures.curves({'digits': {'one': lines, 'two': lines[:2]}, 'cifar10': {'three': lines[:1]}}).axes
+  assert [(line.get_label(), line.get_xydata().tolist()) for line in first.lines] == [
       ('one, train', [[1, 7], [2, 6]]), ('one, test', [[2, 6.5]]), ('two, train', [[1, 7], [2, 6]])]
+  assert [line.get_label() for line in second.lines] == ['three, train']
+  assert [axes.get_title() for axes in (first, second)] == ['digits', 'cifar10']
 
 
 @pytest.mark.parametrize('position', [(-1, 0), (6, 0), (0, 5)])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import given_for, jit_once, make_case, random_images
+from helpers import given_for, make_case, random_images
 from image_transformer.attention import full_attention, local_attention
 from image_transformer.config import ModelConfig
 from image_transformer.errors import InputError
@@ -48,7 +48,7 @@ def test_fused_attention_is_the_einsum_with_its_gradients(num):
 
     gradients, mixed = {}, {}
     for fused in (False, True):
-      gradients[fused], (everything, mixed[fused]) = jit_once(
+      gradients[fused], (everything, mixed[fused]) = jax.jit(
           jax.grad(loss, has_aux=True), static_argnums=1)((q, k, v), fused)
       assert jnp.isfinite(everything).all()  # padding too
     np.testing.assert_allclose(mixed[True], mixed[False], rtol=0, atol=2e-5)
@@ -66,7 +66,7 @@ def test_fused_attention_to_a_context_is_the_einsum_with_its_gradients(queries, 
     assert mixed.shape == qkv[0].shape
     return (mixed**2).sum()
 
-  (einsum, want), (fused, got) = (jit_once(jax.value_and_grad(loss), static_argnums=1)((q, k, v), fused)
+  (einsum, want), (fused, got) = (jax.jit(jax.value_and_grad(loss), static_argnums=1)((q, k, v), fused)
                                   for fused in (False, True))
   np.testing.assert_allclose(fused, einsum, rtol=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-5), got, want)
@@ -81,7 +81,7 @@ def test_a_model_with_fused_attention_is_the_same_model(name):
     model, variables = make_case(name, attention=attention)
     images = random_images(model.spec, 2)
     given = given_for(model, 2)
-    probabilities.append(jit_once(lambda *args, m=model: m.apply(*args, method='log_prob'))(variables, images, given))
+    probabilities.append(jax.jit(lambda *args, m=model: m.apply(*args, method='log_prob'))(variables, images, given))
   np.testing.assert_allclose(*probabilities, rtol=1e-5)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import given_for, jit_once, make_case, random_images
+from helpers import given_for, make_case, random_images
 from image_transformer.likelihoods import Categorical, DiscretizedLogisticMixture
 
 CATEGORICAL = [Categorical(levels, 3) for levels in (2, 17, 256)]
@@ -176,7 +176,7 @@ def functions_of(likelihood):
     pairs = jax.vmap(jax.value_and_grad(likelihood.log_prob))(parameters, values)
     return *pairs, likelihood.sample(key, parameters), likelihood.channel_probabilities(parameters, values)
 
-  return jit_once(functions)
+  return jax.jit(functions)
 
 
 @pytest.mark.parametrize('likelihood', LIKELIHOODS, ids=str)
@@ -223,7 +223,7 @@ def test_a_model_in_bfloat16_with_large_activations_is_finite(name):
   def log_prob(variables):
     return model.apply(variables, images, given, method='log_prob').sum()
 
-  value, gradient = jit_once(jax.value_and_grad(log_prob))(variables)
+  value, gradient = jax.jit(jax.value_and_grad(log_prob))(variables)
   assert value.dtype == jnp.float32 and np.isfinite(value)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 

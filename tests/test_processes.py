@@ -1,7 +1,6 @@
 """Several processes on this machine do what one does, and a run goes from one to several and back."""
 
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -35,9 +34,8 @@ def data_dir(tmp_path_factory):
 
 def launch(*arguments, processes=1, devices=1):
   """Runs main.py as so many processes; returns what they printed."""
-  env = {**os.environ, 'XLA_FLAGS': '--xla_backend_optimization_level=0'}
   command = ['launch/local_processes.sh', str(processes), f'--devices={devices}', '--', *map(str, arguments)]
-  done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
   assert done.returncode == 0, done.stdout + done.stderr
   return done.stdout
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from helpers import case, given_for, jit_once, make_case, random_images
+from helpers import case, given_for, make_case, random_images
 from image_transformer import pictures, reports, small_images, superres, transformer
 from image_transformer.config import Config, ImageSpec, ModelConfig, from_dict
 from image_transformer.embeddings import sine_table
@@ -31,7 +31,7 @@ def test_every_condition_moves_every_position(name):
   """Each intensity of the small image, and the class, in value."""
   model, variables = make_case(name)
   image, given = random_images(model.spec, 1), given_for(model, 1)
-  apply = jit_once(model.apply)
+  apply = jax.jit(model.apply)
   unchanged = apply(variables, image, given)
   for condition, values in given.items():
     limit = model.conditions[condition].num_values
@@ -60,7 +60,7 @@ def test_gradients_reach_every_position_of_the_small_image(name, part):
     with nn.intercept_methods(nudged):
       return model.apply(variables, image, given).reshape(-1, model.likelihood.num_parameters)
 
-  @jit_once
+  @jax.jit
   def influence(nudge):
     _, vjp = jax.vjp(parameters, nudge)
     chosen = jnp.eye(model.layout.num_positions)[..., None] * cotangents
@@ -121,7 +121,7 @@ def cross_attention(model, params, monkeypatch):
   image = random_images(model.spec, 1)
   shrunk = area_resize(image, *(size // model.config.upscale for size in model.spec.shape[:2]))
 
-  @jit_once
+  @jax.jit
   def record(params):
     recorded = []
 
@@ -264,8 +264,11 @@ def test_strips_show_input_bicubic_samples_and_original(with_originals):
   originals, samples = random_images(spec, 2), random_images(spec, 6, seed=1).reshape(2, 3, 8, 8, 1)
   low_res = area_resize(originals, 2, 2)
   picture = pictures.samples_of(model, {'low_res': low_res}, samples, originals if with_originals else None)
-  columns, scale, gap, cell = 5 + with_originals, 16, 2, 130
-  assert picture.dtype == np.uint8 and picture.shape == (2 * cell + gap, columns * cell + gap, 3)
+  columns, scale, gap, cell, above = 5 + with_originals, 16, 2, 130, 14
+  assert picture.dtype == np.uint8 and picture.shape == (above + 2 * cell + gap, columns * cell + gap, 3)
+  words = [picture[:above, gap + j * cell:(j + 1) * cell] for j in range(columns)]
+  assert all((word > 200).any() for word in words) and len({word.tobytes() for word in words}) == columns
+  picture = picture[above:]
   # What every cell shows, read back at its large pixels.
   cells = [[picture[gap + i * cell:, gap + j * cell:][:128:scale, :128:scale, 0] for j in range(columns)]
            for i in range(2)]

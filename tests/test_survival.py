@@ -325,9 +325,8 @@ def test_too_many_steps_that_are_not_finite_stop_the_run(make_config, tmp_path):
 
 
 @pytest.mark.long
-def test_a_run_killed_at_random_moments_is_the_undisturbed_run(tmp_path, monkeypatch):
+def test_a_run_killed_at_random_moments_is_the_undisturbed_run(tmp_path):
   """The short form of `benchmarks/chaos.py`."""
-  monkeypatch.setenv('XLA_FLAGS', '--xla_backend_optimization_level=0')
   chaos = Chaos(tmp_path)
   assert chaos.disturb(2, signal.SIGKILL) == []
   assert chaos.disturb(1, signal.SIGTERM) == []

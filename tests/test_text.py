@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from helpers import jit_once, make_case, random_images
+from helpers import make_case, random_images
 import image_transformer as it
 from image_transformer import batching, data, tasks
 from image_transformer.captions import read_captions
@@ -72,7 +72,7 @@ def test_every_byte_and_its_place_matter_and_padding_does_not(name):
   model, variables = make_case(name)
   length, image = model.config.text_length, random_images(model.spec, 1)
   given = {name: np.zeros((1, *one.shape), np.int32) for name, one in model.conditions.items()}
-  log_prob = jit_once(lambda text: model.apply(variables, image, {**given, 'text': text}, method='log_prob')[0])
+  log_prob = jax.jit(lambda text: model.apply(variables, image, {**given, 'text': text}, method='log_prob')[0])
   texts = ['', 'a', 'b', 'ab', 'ba', 'abcdefgh'[:length], 'bcdefgh'[:length - 1] + 'a']
   found = [float(log_prob(text[None])) for text in model.conditions['text'].parse(texts)]
   assert len(set(found)) == len(texts)

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from helpers import CASES, case, jit_once, make_case, random_images, random_variables
+from helpers import CASES, case, make_case, random_images, random_variables
 import image_transformer as it
 from image_transformer import data, figures, images, pictures, tasks
 from image_transformer.config import Config, FolderConfig, ImageSpec, ModelConfig
@@ -180,7 +180,7 @@ def test_whole_frames_can_be_kept_where_they_are_generated_first(which, possible
 def test_the_frames_of_a_video_can_be_one_sequence():
   model = make_model(*IN_1D)
   variables, videos = random_variables(model), random_images(model.spec, 2)
-  samples, log_probs = jit_once(lambda: sample(model, variables, jax.random.split(jax.random.key(0), 2)))()
+  samples, log_probs = jax.jit(lambda: sample(model, variables, jax.random.split(jax.random.key(0), 2)))()
   np.testing.assert_allclose(log_probs, model.apply(variables, samples, method='log_prob'), rtol=1e-5)
   changed = videos.copy()
   changed[:, 1, 2, 3] = (changed[:, 1, 2, 3] + 5) % 17
@@ -228,8 +228,9 @@ def test_frames_are_side_by_side_in_a_grid():
   np.testing.assert_array_equal(pictures.grid(videos, 256, 1), pictures.grid(flat, 256, 3))
   np.testing.assert_array_equal(pictures.grid(videos, 256, 6, captions=['a', 'b']),
                                 pictures.grid(flat, 256, 6, captions=['a', '', '', 'b', '', ''], span=3))
-  np.testing.assert_array_equal(pictures.strips([videos, videos], 256, ['a', 'b']), pictures.grid(
-      np.stack([videos, videos], 1).reshape(12, 4, 4, 3), 256, 3, 256, ['a', *[''] * 5, 'b', *[''] * 5], 3))
+  below = ['one: a', '', '', 'two', '', '', 'one: b', '', '', 'two', '', '']
+  np.testing.assert_array_equal(pictures.strips(['one', 'two'], [videos, videos], 256, ['a', 'b']), pictures.grid(
+      np.stack([videos, videos], 1).reshape(12, 4, 4, 3), 256, 3, 256, below, 3))
 
 
 @pytest.fixture(scope='module')

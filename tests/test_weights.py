@@ -105,16 +105,25 @@ def test_checkpoints_of_them_cannot_be_averaged(exported):
     it.load(exported, num_checkpoints=2)
 
 
-def test_models_that_come_with_the_program_have_names(run, tmp_path, monkeypatch):
+def test_models_that_come_with_the_program_have_names(run, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(weights, '_SHIPPED', tmp_path / 'shipped')
   monkeypatch.chdir(tmp_path)
   run.export(tmp_path / 'shipped' / 'tiny')
+  (tmp_path / 'shipped' / 'tiny' / 'README.md').write_text('A card.')
+  (tmp_path / 'shipped' / 'tiny' / 'samples').mkdir()  # of somebody who used it there
   assert weights.shipped() == ['tiny']
   assert it.load('tiny').step == it.load('weights/tiny').step == 7
-  # For the command, only weights/tiny: a run may have the same name.
-  assert weights.find('weights/tiny') == tmp_path / 'shipped' / 'tiny' and weights.find('tiny') == 'tiny'
+  assert weights.find('weights/tiny/') == tmp_path / 'shipped' / 'tiny'
   for other in ('runs/tiny', 'x/weights/tiny', 'weights/other', pathlib.Path('/weights/tiny')):
-    assert weights.find(other, by_name=True) == other
+    assert weights.find(other) == other
+  # The command draws into its workdir, so that it needs a copy; but a run may be named tiny.
+  assert weights.place('tiny') == 'tiny' and not pathlib.Path('tiny').exists()
+  for _ in range(2):
+    assert weights.place('weights/tiny') == 'weights/tiny'
+    files = sorted(path.name for path in pathlib.Path('weights/tiny').iterdir())
+    assert files == ['README.md', 'config.json', 'params.safetensors']
+  assert capsys.readouterr().out.count('Copied') == 1
+  assert it.load('weights/tiny').workdir == epath.Path('weights/tiny')
   pathlib.Path('tiny').mkdir()  # one's own comes first
   with pytest.raises(it.InputError, match='There is no tiny/config.json'):
     it.load('tiny')

@@ -302,7 +302,7 @@ def test_the_python_of_the_readme(digits):
 
 FROM_PYTHON = """
 import image_transformer as it
-it.train(it.load_config('digits:smoke', {'train.steps': 20, 'sample.num_images': 10}), 'from_python')
+it.train(it.load_config('digits', FIELDS), 'from_python')
 run = it.load('from_python')
 images, given = run.examples(4)
 print('scores', run.evaluate(), run.bits_per_dim(images, **given).shape)
@@ -344,11 +344,11 @@ def test_installed_it_runs_from_anywhere(installed):
     return done.stdout
 
   command = str(library / 'bin' / 'image-transformer')
-  printed = run(command, '--config=digits:smoke', '--config.train.steps=20', '--config.sample.num_images=10')
-  assert 'bits/dim on 297 images of digits test, step 20. In runs/digits_smoke: results.json' in printed
-  assert 'bits/dim on 297 images' in run(command, '--mode=eval', '--workdir=runs/digits_smoke')
+  printed = run(command, '--config=digits:smoke', *(f'--config.{name}={value}' for name, value in TINY.items()))
+  assert 'bits/dim on 20 images of digits test, step 3. In runs/digits_smoke: results.json' in printed
+  assert 'bits/dim on 20 images' in run(command, '--mode=eval', '--workdir=runs/digits_smoke')
   assert 'Wrote' in run(command, '--mode=sample', '--workdir=runs/digits_smoke', '--num_samples=10')
   assert 'Wrote' in run(command, '--mode=complete', '--workdir=runs/digits_smoke', '--keep=4', '--num_inputs=2')
-  printed = run('-c', FROM_PYTHON)
+  printed = run('-c', f'FIELDS = {TINY}\n{FROM_PYTHON}')
   assert 'scores' in printed and '(10, 8, 8, 1) (4, 8, 8, 1)' in printed and str(library) in printed
   assert '--average_checkpoints' in run('-m', 'image_transformer', '--help')

@@ -14,7 +14,7 @@ from typing import Any
 
 from image_transformer.process import hush_libraries
 
-__version__ = '0.2.0.dev0'
+__version__ = '0.2.0'
 
 _HOMES = {'Config': 'config', 'from_dict': 'config', 'load_config': 'experiments', 'InputError': 'errors',
           'RunError': 'errors', 'Run': 'library', 'load': 'library', 'Evaluation': 'metrics', 'train': 'training'}

@@ -294,7 +294,7 @@ def test_unknown_configurations_are_refused(name):
 def test_the_python_of_the_readme(digits):
   code = re.search(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)[1]
   names = {}
-  exec(code.replace('runs/digits', str(digits.workdir)), names)
+  exec(code.replace("load('digits')", f'load({str(digits.workdir)!r})'), names)
   assert names['threes'].shape == names['completed'].shape == (10, 8, 8, 1) and names['bits_per_dim'].shape == (10,)
   np.testing.assert_array_equal(names['completed'][:, :4], names['threes'][:, :4])
   assert 'bits/dim on 20 images' in str(names['evaluation'])
@@ -349,6 +349,8 @@ def test_installed_it_runs_from_anywhere(installed):
   assert 'bits/dim on 20 images' in run(command, '--mode=eval', '--workdir=runs/digits_smoke')
   assert 'Wrote' in run(command, '--mode=sample', '--workdir=runs/digits_smoke', '--num_samples=10')
   assert 'Wrote' in run(command, '--mode=complete', '--workdir=runs/digits_smoke', '--keep=4', '--num_inputs=2')
+  printed = run(command, '--mode=complete', '--workdir=weights/digits', '--keep=4', '--num_inputs=2')
+  assert 'Copied the weights' in printed and 'Wrote weights/digits/samples/' in printed
   printed = run('-c', f'FIELDS = {TINY}\n{FROM_PYTHON}')
   assert 'scores' in printed and '(10, 8, 8, 1) (4, 8, 8, 1)' in printed and str(library) in printed
   assert '--average_checkpoints' in run('-m', 'image_transformer', '--help')

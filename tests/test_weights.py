@@ -6,6 +6,7 @@ import pathlib
 
 from etils import epath
 import numpy as np
+from PIL import Image
 import pytest
 import safetensors.numpy
 
@@ -13,7 +14,10 @@ from helpers import leave_run
 import image_transformer as it
 from image_transformer import runs, weights
 from image_transformer.config import Config, FolderConfig, ModelConfig
+from image_transformer.datasets import digits, moving_digits, scenes
+from image_transformer.images import area_resize
 
+ROOT = pathlib.Path(__file__).parent.parent
 MODEL = ModelConfig(query_block=(16,), memory_flange=(16,), num_layers=1, hidden_size=16, num_heads=2, ffn_size=16,
                     class_conditional=True, dropout=0.0)
 
@@ -127,3 +131,40 @@ def test_models_that_come_with_the_program_have_names(run, tmp_path, monkeypatch
   pathlib.Path('tiny').mkdir()  # one's own comes first
   with pytest.raises(it.InputError, match='There is no tiny/config.json'):
     it.load('tiny')
+
+
+SHIPPED = {'cifar10': 'cifar10_fast', 'digits': 'digits', 'moving_digits': 'moving_digits', 'scenes': 'scenes_more',
+           'superres': 'cifar10_fast_superres'}  # and the folders of their results
+
+
+def test_the_models_that_come_with_the_program_are_small_and_have_cards():
+  assert weights.shipped() == sorted(SHIPPED)
+  folders = [ROOT / 'weights' / name for name in SHIPPED]
+  assert sum(file.stat().st_size for folder in folders for file in folder.glob('*.*')) < 10e6
+  for folder, results in zip(folders, SHIPPED.values()):
+    card = (folder / 'README.md').read_text()
+    assert all(f'**{word}**' in card for word in ('Data', 'License', 'Trained by', 'Measured', 'Not for')), folder.name
+    measured = json.loads((ROOT / 'results' / results / 'results.json').read_text())
+    assert f'{measured["bits_per_dim"]:.4g} +- {measured["standard_error"]:.2g} bits/dim' in card, folder.name
+    assert f'{measured["num_images"]:,}' in card and f'results/{results}' in card, folder.name
+
+
+def test_the_digits_that_come_with_the_program_are_those_that_were_measured(data_dir):
+  config = dataclasses.replace(runs.read_config(ROOT / 'weights' / 'digits'), data_dir=data_dir)
+  measured = json.loads((ROOT / 'results' / 'digits' / 'results.json').read_text())
+  assert it.load('digits', config).evaluate().mean == pytest.approx(measured['bits_per_dim'], abs=1e-4)
+
+
+def test_the_others_know_what_they_were_trained_for():
+  photos = np.stack([np.asarray(Image.open(path).resize((32, 32), Image.Resampling.BOX))
+                     for path in sorted((ROOT / 'docs' / 'photos').glob('*.jpg'))])
+  assert it.load('cifar10').bits_per_dim(photos).max() < 5.5  # PNG needs more than 6 for each
+  upscaler = it.load('superres')
+  small = area_resize(photos, 8, 8)
+  own, others = (upscaler.bits_per_dim(photos, low_res=given).mean() for given in (small, small[::-1]))
+  assert own < 5 and own < others - 0.3
+  drawings, captions = zip(*(scenes.scene('test', i) for i in range(2)))
+  bits = it.load('scenes').bits_per_dim(np.stack(drawings), text=[*captions]) * 3072
+  assert bits.max() < 60
+  clip = moving_digits.clip('test', 0, digits.images()['test'])
+  assert it.load('moving_digits').bits_per_dim(clip[None])[0] < 0.2

@@ -21,7 +21,7 @@ setuptools.setup(
     # image_transformer/configs is a link to configs/, so that the configurations are installed too.
     packages=['image_transformer', 'image_transformer.configs', 'image_transformer.datasets'],
     entry_points={'console_scripts': ['image-transformer = image_transformer.__main__:main']},
-    package_data={'image_transformer': ['shipped/*/README.md', 'shipped/*/*.json', 'shipped/*/*.safetensors',
+    package_data={'image_transformer': ['shipped/*/README.md', 'shipped/*/config.json', 'shipped/*/params.safetensors',
                                         'study_page/*.*'], 'image_transformer.datasets': ['*.npz']},
     install_requires=[
         'absl-py>=2.1',

@@ -3,15 +3,15 @@
   python main.py --config=configs/cifar10_fast.py
 
 Rotary coordinates, pre-norm, normalised queries and keys, biases of the embedding, Muon and small batches: what else
-was tried is in results/recipe_tried.json. Hardware: 2 CPU cores. Time: 55 minutes of training on one of them; 3.49
-bits/dim on 1,017 test images after training on 8,068 (results/cifar10_fast).
+was tried is in results/recipe_tried.json. Hardware: 2 CPU cores. Time: 69 minutes of training on one of them,
+beside other work; 3.49 bits/dim on 1,017 test images after training on 8,068 (results/cifar10_fast).
 
   python main.py --config=configs/cifar10_fast.py:smoke --config.data_dir=$DATA_DIR
   python main.py --config=configs/cifar10_fast.py:gpu
   python main.py --config=configs/cifar10_fast.py:gpu_hour
 
 `:smoke` took 6 minutes of training on one CPU core; 3.67 bits/dim on 1,017 test images after training on 8,068
-(results/). `:superres` enlarges 8x8 to 32x32; 13 minutes and 3.56 bits/dim, likewise. `:gpu` trains the paper's DMOL
+(results/). `:superres` enlarges 8x8 to 32x32; 16 minutes and 3.57 bits/dim, likewise. `:gpu` trains the paper's DMOL
 model in some 10 minutes on one GPU, `:gpu_hour` in an hour; not measured.
 """
 

@@ -14,6 +14,7 @@ from image_transformer.configs import base
 def get_config(variant=''):
   return base.experiment(variant, {
       'dataset': 'digits',
+      'model.likelihood': 'dmol',
       'model.query_block': (16,),
       'model.memory_flange': (48,),
       'model.num_layers': 3,

@@ -40,7 +40,9 @@ def read_config(workdir: epath.PathLike) -> Config:
   try:
     return read_json(path, 'restore it, or choose another workdir.', config_lib.from_dict)
   except (FileNotFoundError, NotADirectoryError) as error:
-    raise InputError(f'There is no {path}: the workdir must be the folder of a run.') from error
+    shipped = ', '.join(f'weights/{name}' for name in weights.shipped())
+    raise InputError(f'There is no {path}: the workdir must be the folder of a run, or a model that comes with the '
+                     f'program ({shipped}).') from error
 
 
 class TrainedOn(NamedTuple):

@@ -92,6 +92,18 @@ def test_the_codec_and_outliers(tmp_path):
 
 
 @pytest.mark.long
+def test_flops(tmp_path):
+  command = [sys.executable, 'benchmarks/flops.py', '--share=0.001', f'--data_dir={tmp_path / "data"}',
+             f'--out={tmp_path}']
+  for _ in range(2):  # what is there is not trained again
+    subprocess.run(command, check=True, cwd=os.path.dirname(MAIN))
+  rows = json.loads((tmp_path / 'digits.json').read_text())['rows']
+  assert len(rows) == 9 and len({row['parameters'] for row in rows}) == 3
+  assert all(row['FLOPs'] == pytest.approx(row['budget'], rel=0.5) for row in rows if row['steps'] > 1)
+  assert (tmp_path / 'flops.png').exists()
+
+
+@pytest.mark.long
 def test_generated_surroundings(tmp_path):
   outcomes = measure(tmp_path, 'surroundings', '--count=3')['outcomes']
   assert sum(outcomes.values()) == 3 and 'wrong' not in outcomes

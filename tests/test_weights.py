@@ -158,7 +158,7 @@ def test_the_digits_that_come_with_the_program_are_those_that_were_measured(data
 def test_the_others_know_what_they_were_trained_for():
   photos = np.stack([np.asarray(Image.open(path).resize((32, 32), Image.Resampling.BOX))
                      for path in sorted((ROOT / 'docs' / 'photos').glob('*.jpg'))])
-  assert it.load('cifar10').bits_per_dim(photos).max() < 5.5  # PNG needs more than 6 for each
+  assert it.load('cifar10').bits_per_dim(photos).max() < 5.5  # as PNG, three of them need more than 6
   upscaler = it.load('superres')
   small = area_resize(photos, 8, 8)
   own, others = (upscaler.bits_per_dim(photos, low_res=given).mean() for given in (small, small[::-1]))

@@ -105,6 +105,19 @@ def test_muon_updates_the_matrices_of_the_layers_and_adam_the_rest(make_config):
   assert matrices == 6 and others > 6
 
 
+def test_adam_beside_muon_has_the_configured_decays(make_config):
+  """Two steps of a bias, by Adam's equations with Nesterov's momentum."""
+  settings = make_config(optimizer={'name': 'muon', 'warmup_steps': 1, 'b1': 0.8, 'b2': 0.7, 'epsilon': 0.1}).optimizer
+  optimizer, params = make_optimizer(settings, 2), {'output': {'bias': jnp.zeros(3)}}
+  state, mean, square = optimizer.init(params), 0, 0
+  for t, gradient in enumerate(np.array([[1, -2, 0.5], [3, 1, -0.1]]), 1):
+    updates, state = optimizer.update({'output': {'bias': jnp.asarray(gradient, jnp.float32)}}, state, params)
+    mean, square = 0.8 * mean + 0.2 * gradient, 0.7 * square + 0.3 * gradient**2
+    ahead = 0.8 * mean / (1 - 0.8**(t + 1)) + 0.2 * gradient / (1 - 0.8**t)
+    expected = -float(learning_rate(settings, 2)(t - 1)) * ahead / (np.sqrt(square / (1 - 0.7**t)) + 0.1)
+    np.testing.assert_allclose(updates['output']['bias'], expected, rtol=1e-5)
+
+
 def test_dropout_is_a_function_of_seed_and_step(make_config):
   images = np.random.default_rng(0).integers(17, size=(8, 8, 8, 1)).astype(np.uint8)
   batch = devices.split({'image': images, 'label': np.zeros(8, np.int32)})

@@ -13,7 +13,7 @@ from image_transformer.config import ImageSpec, ModelConfig
 from image_transformer.dropout import Dropout
 from image_transformer.errors import InputError
 from image_transformer.model import init_params, make_model, num_parameters
-from image_transformer.transformer import layer_norm
+from image_transformer.transformer import Rotations, Stack, layer_norm
 
 CIFAR10 = ImageSpec(32, 32, 3)
 
@@ -166,6 +166,35 @@ def test_layer_norm_is_float32_on_bfloat16_inputs():
   normed = (exact - exact.mean(axis=-1, keepdims=True)) / np.sqrt(exact.var(axis=-1, keepdims=True) + 1e-6)
   # One rounding, of the result: 2^-8. Then float32's own error, with a mean of 100 deviations.
   np.testing.assert_allclose(np.asarray(y, np.float64), normed * scale + bias, rtol=2**-8, atol=2e-3)
+
+
+@pytest.mark.parametrize('norm', ['post', 'pre'])
+def test_layers_are_those_of_the_paper_or_normalise_first(norm):
+  """Against NumPy, with attention that returns the values of the position itself."""
+  config = ModelConfig(norm=norm, hidden_size=8, num_heads=2, ffn_size=12)
+  stack, random = Stack(config, num_layers=2), np.random.default_rng(0)
+  x = random.standard_normal((2, 5, 8)).astype(np.float32)
+  inputs = [lambda q, k, v, drops: (v, None)] * 2, None, Rotations(None, None), [None] * 2
+  shapes = jax.eval_shape(lambda: stack.init(jax.random.key(0), x, *inputs))['params']
+  params = jax.tree.map(lambda leaf: random.standard_normal(leaf.shape).astype(np.float32), shapes)
+  own = {name: value.astype(np.float64) for name, value in flat(params).items()}
+
+  def layer_norm(x, name):
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    return x * own[f'{name}/scale'] + own[f'{name}/bias']
+
+  def residual(x, name, sublayer):
+    return layer_norm(x + sublayer(x), name) if norm == 'post' else x + sublayer(layer_norm(x, name))
+
+  y = x.astype(np.float64)
+  for layer in ('layer_0', 'layer_1'):
+    values, mixed = (own[f'{layer}/self_attention/{part}/kernel'] for part in ('value', 'output'))
+    w_1, b_1, w_2, b_2 = (own[f'{layer}/ffn/{part}'] for part in (
+        'hidden/kernel', 'hidden/bias', 'output/kernel', 'output/bias'))
+    y = residual(y, f'{layer}/self_attention_norm', lambda x: x @ values @ mixed)
+    y = residual(y, f'{layer}/ffn_norm', lambda x: np.maximum(x @ w_1 + b_1, 0) @ w_2 + b_2)
+  expected = layer_norm(y, 'final_norm') if norm == 'pre' else y
+  np.testing.assert_allclose(stack.apply({'params': params}, x, *inputs)[0], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('field', ['dropout', 'attention_dropout'])

@@ -164,7 +164,8 @@ def test_measured_speed_is_in_results():
 
 
 def test_texts_and_videos_are_in_results():
-  rows, text = results('scenes', 'texts.json')['rows'], page('text_and_video')
+  rows = [row for run in ('scenes', 'scenes_more') for row in results(run, 'texts.json')['rows']]
+  text = page('text_and_video')
   shown = {'by the model, given its caption': 'bits, own text', 'given none': 'bits, no text',
            "given another image's": "bits, another's text",
            'bits of an image, exact entropy given its caption': 'exact entropy, bits',

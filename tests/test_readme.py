@@ -231,15 +231,16 @@ def test_the_readme_is_short_and_its_numbers_are_in_results():
   codec, coders = results('codec', 'cifar10_fast_smoke_5700.json'), results('coders.json')['rows']
   together = {name: min(row['bits/dim in one sheet'] for row in coders if row['coder'].startswith(name))
               for name in ('PNG', 'WebP', 'JPEG XL')}
-  assert (f'{codec["file_bits_per_dim"]:.3f} bits/dim; in one sheet ' +
+  assert (f'{codec["file_bits_per_dim"]:.3f} bits/dim; all images in one file: ' +
           ', '.join(f'{name} {value:.2f}' for name, value in together.items())) in text
+  assert f'{codec["file_bits_per_dim"] / codec["bits_per_dim"] - 1:.1%}'.replace('%', ' %') in text
   assert f'[{times_faster()} times faster](docs/speed.md)' in text
   texts, codes = results('scenes', 'texts.json')['rows'][0], results('moving_digits', 'videos.json')
   needed, own = (texts[name]['mean'] for name in ('exact entropy, bits', 'bits, own text'))
-  assert f'| {texts["num_images"]} drawings | {own:.1f} bits each; {needed:.1f} are exactly needed |' in text
+  assert f'| {texts["num_images"]} drawings | {own:.1f} bits a drawing; the exact entropy is {needed:.1f} |' in text
   exact, model = (row['bits per frame'] for row in codes['rows'][:2])
   number = codes['num_clips']
-  assert f'| {number} clips | {model:.2f} bits per frame given two; {exact:.2f} are exactly needed |' in text
+  assert f'| {number} clips | {model:.2f} bits a frame given two; the exact entropy is {exact:.2f} |' in text
 
 
 def times_faster():

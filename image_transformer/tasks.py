@@ -80,7 +80,7 @@ class Task:
     Of videos, the first frames are kept.
     """
     if rows is None:
-      raise InputError('rows is None, but must be the number of rows to keep.')
+      raise InputError('rows is missing: give the number of rows to keep, or of frames of a video.')
     positions_in_rows(self.run.model, rows)  # checks them before inputs are read
     inputs, levels = self._inputs(originals=True), self.run.model.spec.levels
     captions = pictures.captions_of(self.run.model, inputs)

@@ -13,7 +13,7 @@ from image_transformer.config import ImageSpec, ModelConfig
 from image_transformer.dropout import Dropout
 from image_transformer.errors import InputError
 from image_transformer.model import init_params, make_model, num_parameters
-from image_transformer.transformer import Rotations, Stack, layer_norm
+from image_transformer.transformer import Context, Layer, Rotations, Stack, layer_norm
 
 CIFAR10 = ImageSpec(32, 32, 3)
 
@@ -195,6 +195,21 @@ def test_layers_are_those_of_the_paper_or_normalise_first(norm):
     y = residual(y, f'{layer}/ffn_norm', lambda x: np.maximum(x @ w_1 + b_1, 0) @ w_2 + b_2)
   expected = layer_norm(y, 'final_norm') if norm == 'pre' else y
   np.testing.assert_allclose(stack.apply({'params': params}, x, *inputs)[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_every_branch_of_a_layer_has_dropout():
+  """If nearly all is dropped, a layer that normalises first returns its input."""
+  config = ModelConfig(norm='pre', hidden_size=8, num_heads=2, ffn_size=12, dropout=0.99999)
+  layer, x = Layer(config, cross=True), np.random.default_rng(0).standard_normal((2, 5, 8)).astype(np.float32)
+  k, v = np.ones((2, 2, 3, 2, 4), np.float32)
+
+  def run(layer, batch_index):
+    return layer(x, lambda q, k, v, drops: (v, None), batch_index, Rotations(None, None), Context(k, v, None))[0]
+
+  variables = nn.init(run, layer)({'params': jax.random.key(0), 'dropout': jax.random.key(1)}, np.arange(2))
+  out = nn.apply(run, layer)(variables, np.arange(2), rngs={'dropout': jax.random.key(1)})
+  np.testing.assert_array_equal(out, x)
+  assert (np.asarray(nn.apply(run, layer)(variables, None)) != x).all()
 
 
 @pytest.mark.parametrize('field', ['dropout', 'attention_dropout'])

@@ -270,8 +270,9 @@ def test_strips_show_input_bicubic_samples_and_original(with_originals):
   assert all((word > 200).any() for word in words) and len({word.tobytes() for word in words}) == columns
   picture = picture[above:]
   # What every cell shows, read back at its large pixels.
-  cells = [[picture[gap + i * cell:, gap + j * cell:][:128:scale, :128:scale, 0] for j in range(columns)]
-           for i in range(2)]
+  whole = [[picture[gap + i * cell:, gap + j * cell:][:128, :128, 0] for j in range(columns)] for i in range(2)]
+  cells = [[one[::scale, ::scale] for one in row] for row in whole]
+  np.testing.assert_array_equal(whole, np.kron(cells, np.ones((scale, scale))))
   large = np.round(np.array(cells) / 255 * 16)[..., None]
   np.testing.assert_array_equal(large[:, 0], low_res.repeat(4, axis=1).repeat(4, axis=2))
   np.testing.assert_array_equal(large[:, 1], bicubic(low_res, 8, 8, 17))

@@ -1,5 +1,6 @@
 """Rotary coordinates: what attention sees is how far apart two positions are."""
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ from image_transformer.config import ImageSpec, ModelConfig
 from image_transformer.embeddings import rotate, rotation
 from image_transformer.errors import InputError
 from image_transformer.small_images import SmallImage
+from image_transformer.transformer import Context, Layer, Rotations
 
 ROTARY = ModelConfig(hidden_size=32, num_heads=2, coordinates='rotary')
 
@@ -28,6 +30,23 @@ def test_only_the_distance_counts(query, key, shift):
     moved = np.array(key)
     moved[axis] += 1
     assert np.abs(logits(ROTARY, query, moved) - here).max() > 0.1
+
+
+def test_only_a_context_with_coordinates_is_met_by_rotated_queries():
+  """A text lies nowhere in the image: where the query is does not matter to it."""
+  layer, random = Layer(ROTARY, cross=True), np.random.default_rng(0)
+  x = random.standard_normal((1, 5, 32)).astype(np.float32)
+  k, v = random.standard_normal((2, 1, 3, 2, 16)).astype(np.float32)
+  by = rotation(ROTARY, [jnp.arange(5.0), jnp.arange(5.0)])
+
+  def run(layer, rotations):  # self-attention returns the values, whatever the queries
+    return layer(x, lambda q, k, v, drops: (v, None), None, rotations, Context(k, v, None))[0]
+
+  variables = nn.init(run, layer)(jax.random.key(0), Rotations(None, None, by))
+  plain, here, located = (nn.apply(run, layer)(variables, rotations) for rotations in (
+      Rotations(None, None), Rotations(by, by), Rotations(by, by, by)))
+  np.testing.assert_array_equal(here, plain)
+  assert np.abs(located - plain).max() > 1e-4
 
 
 def test_the_angles_are_those_documented():

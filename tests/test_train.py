@@ -288,6 +288,16 @@ def test_training_starts_from_the_parameters_of_another_run(make_config, tmp_pat
   assert not (tmp_path / 'other').exists()
 
 
+def test_a_finished_run_that_is_run_again_has_one_line_for_its_evaluation(make_config, tmp_path):
+  """Also where evaluations during training are of as many images."""
+  config = make_config(eval={'num_images_during_training': 20})
+  run(config, tmp_path)
+  before = lines(tmp_path)
+  assert [line['step'] for line in before if line['split'] == 'test'] == [4, 8]
+  run(config, tmp_path)
+  assert lines(tmp_path) == before
+
+
 def test_a_run_does_not_go_on_with_other_images(make_config, tmp_path, data_dir):
   """`num_train_images` in results.json is what the run was trained on, wherever it is evaluated."""
   config = make_config(train={'steps': 4, 'eval_every': 0})

@@ -188,6 +188,13 @@ def test_texts_and_videos_are_in_results():
     assert f'[`results/{name}`](../results/{name}), {minutes:.0f} minutes' in flat(text)
 
 
+def test_the_exposures_of_the_study_are_in_results():
+  rows = [row for form in ('choice', 'single') for row in results(f'study_{form}.json')['rows']]
+  assert [row['lines'] for row in rows] == [24, 24, 24, 6] * 2  # the last judge leaves
+  most = max(max(row['most'], -row['least']) for row in rows)
+  assert f'at most {most:.1f} ms longer or shorter than planned' in flat(page('study'))
+
+
 def test_links_lead_somewhere():
   for file in [*PAGES, ROOT / 'CONTRIBUTING.md', *ROOT.glob('*/README.md'), *ROOT.glob('results/*.md')]:
     for link, _, heading in re.findall(r'\]\((?!https?:)([^)#]*)(#([^)]+))?', file.read_text()):

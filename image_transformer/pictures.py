@@ -35,7 +35,7 @@ def grid(images: np.ndarray, levels: int, columns: int, height: int = 640, capti
     height: of the picture, roughly; small images are magnified by an integer factor to reach it.
     captions: texts to write below the images, if any.
     span: over how many images a caption may extend.
-    headings: texts to write above the columns, if any.
+    headings: texts to write above the columns of still images, if any.
 
   Returns:
     uint8 [height, width, 3].
@@ -43,7 +43,7 @@ def grid(images: np.ndarray, levels: int, columns: int, height: int = 640, capti
   if images.ndim == 5:
     frames = images.shape[1]
     return grid(images.reshape(-1, *images.shape[2:]), levels, frames * max(columns // frames, 1), height,
-                _apart(captions, frames), frames * span, _apart(headings, frames))
+                _apart(captions, frames), frames * span)
   number, image_height, image_width, _ = images.shape
   rows, gap = -(-number // columns), 2
   bytes_ = as_bytes(images, levels)

@@ -1,93 +1,72 @@
-"""Memory of the compiled training step at full size, beside its inputs and outputs; nothing is computed.
+"""Memory of the training step at full size, as XLA compiles it for a GPU or a TPU, which this machine need not have.
 
-  python benchmarks/memory.py [--models=cifar10_1d_dmol:64,cifar10_1d:32] [--largest=0] [--out=FILE.json]
+  python3 -m venv runs/compilers && runs/compilers/bin/pip install --editable . 'jax[cuda13]' libtpu
+  runs/compilers/bin/python benchmarks/memory.py [--target=v5e:2x2] [--models=cifar10_1d_dmol:64] [--out=FILE.json]
 
-Each model (a name in configs/ and a batch size) is compiled for this machine: with einsum, with fused attention, and
-with fused attention and `model.remat`. --largest prints so many of the largest arrays that the compiled step computes.
-
-On a GPU the type is bfloat16. Without one it is float16, since XLA computes bfloat16 as float32 on CPUs; products are
-float32 there all the same, so the figures do not stand for a GPU's. XLA's own fused attention would keep a layer's
-weights, which a kernel does not. So a call takes its place that needs the memory a kernel needs: in the forward pass
-queries, keys, values and the mask give the mixture and the logarithms of the softmax's denominators (float32), and in
-the backward pass these and the mixture's gradient give three gradients.
+Nothing is computed. The compiler is that of the target, so what it says is what a run there allocates. Each model (a
+name in configs/ and a batch size for each device) is compiled in bfloat16 for `h200` or for the chips of a TPU, such as
+`v5e:2x2`: on a GPU with einsum, with fused attention, and with fused attention and `model.remat`; on a TPU with and
+without `model.remat`. Kernels are not chosen by trying them, as they are on a GPU, so the seconds are not those there.
 """
 
-import measuring  # first: it sets the process up
+import os
 
-import collections
-import math
-import re
+os.environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1'}  # other devices are not looked for
+
+import measuring  # before JAX: it sets the process up
+
+import pathlib
+import time
 
 from absl import app
 from absl import flags
 import jax
-import jax.numpy as jnp
+from jax.experimental import topologies
 
 from image_transformer import data
 from image_transformer.experiments import load_config
 from image_transformer.model import make_model
 from image_transformer.start import compiled_step
 
-_MODELS = flags.DEFINE_list('models', ['cifar10_1d_dmol:64', 'cifar10_1d:32'], 'Configurations and batch sizes.')
-_LARGEST = flags.DEFINE_integer('largest', 0, 'How many arrays to print.')
+_MODELS = flags.DEFINE_list('models', ['cifar10_1d_dmol:64', 'cifar10_2d_dmol:64', 'cifar10_1d:32'],
+                            'Configurations and batch sizes of one device.')
+_TARGET = flags.DEFINE_string('target', 'h200', 'h200, or the name of a TPU topology.')
 _OUT = flags.DEFINE_string('out', None, 'JSON file to write.')
 
-VARIANTS = {'einsum': {'model.attention': 'einsum'}, 'fused': {'model.attention': 'fused'},
-            'fused, remat': {'model.attention': 'fused', 'model.remat': True}}
+EINSUM, FUSED = ({'model.attention': attention, 'model.dtype': 'bfloat16'} for attention in ('einsum', 'fused'))
+REMAT = {'model.remat': True}
+VARIANTS = {'gpu': {'einsum': EINSUM, 'fused': FUSED, 'fused, remat': FUSED | REMAT},
+            'tpu': {'einsum': EINSUM, 'einsum, remat': EINSUM | REMAT}}
 
 
-def kernel_memory(q, k, v, *, mask, scale, implementation):
-  """Stands for `jax.nn.dot_product_attention`: compiled it needs the memory of a fused kernel; it cannot be run."""
-  del scale, implementation
-  sums = jax.ShapeDtypeStruct((*q.shape[:1], q.shape[2], q.shape[1]), jnp.float32)
-  like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
-
-  @jax.custom_vjp
-  def attend(q, k, v):
-    return forward(q, k, v)[0]
-
-  def forward(q, k, v):
-    mixed, denominators = jax.pure_callback(None, (like(q), sums), q, k, v, mask)
-    return mixed, (q, k, v, mixed, denominators)
-
-  def backward(residuals, gradient):
-    return jax.pure_callback(None, tuple(map(like, residuals[:3])), *residuals, gradient, mask)
-
-  attend.defvjp(forward, backward)
-  return attend(q, k, v)
-
-
-def largest(hlo, number):
-  """The largest arrays in the compiled step: bytes, type and shape, how often, and an example of what computes it."""
-  sizes = {'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'u16': 2, 'f16': 2, 'pred': 1, 'u8': 1}
-  found, example = collections.Counter(), {}
-  entry = hlo[hlo.index('\nENTRY'):]
-  for kind, dims, operation in re.findall(r'= (\w+)\[([\d,]+)\]\S* ([\w-]+)\(', entry):
-    if operation not in ('parameter', 'get-tuple-element', 'bitcast', 'tuple') and kind in sizes:
-      key = (sizes[kind] * math.prod(map(int, dims.split(','))), f'{kind}[{dims}]')
-      found[key] += 1
-      example[key] = operation
-  for key in sorted(found, reverse=True)[:number]:
-    print(f'{key[0] / 2**20:8.0f} MiB {key[1]:32} x {found[key]:3} {example[key]}')
+def target_devices(target: str) -> list[jax.Device]:
+  """The devices to compile for."""
+  if target == 'h200':
+    described = pathlib.Path(__file__).with_name('h200.txtpb').read_text()
+    return topologies.get_topology_desc(platform='cuda', topology='1x1x1', target_config=described).devices
+  return topologies.get_topology_desc(target, platform='tpu').devices
 
 
 def main(argv):
   del argv
-  if jax.default_backend() != 'gpu':
-    jax.nn.dot_product_attention = kernel_memory
+  targets = target_devices(_TARGET.value)
+  platform = 'gpu' if _TARGET.value == 'h200' else 'tpu'
+  environment = jax.default_backend
   rows = []
   for name, batch_size in (one.split(':') for one in _MODELS.value):
-    for variant, changes in VARIANTS.items():
-      config = load_config(name, {**changes, 'model.dtype': 'bfloat16', 'train.batch_size': int(batch_size)})
-      if jax.default_backend() != 'gpu':
-        object.__setattr__(config.model, 'dtype', 'float16')
+    for variant, changes in VARIANTS[platform].items():
+      config = load_config(name, {**changes, 'train.batch_size': int(batch_size) * len(targets)})
       model = make_model(config.model, data.image_spec(config))
-      compiled = compiled_step(config, model)
+      jax.default_backend = lambda: platform  # what attention chooses its kernel by
+      began = time.perf_counter()
+      compiled = compiled_step(config, model, targets)
+      seconds, jax.default_backend = time.perf_counter() - began, environment
+      memory = compiled.memory_analysis()
       rows.append({'model': name, 'batch_size': int(batch_size), 'variant': variant,
-                   'temporary_GiB': compiled.memory_analysis().temp_size_in_bytes / 2**30})
-      print(rows[-1])
-      largest(compiled.as_text(), _LARGEST.value)
-  measuring.report('memory', rows, _OUT.value)
+                   'temporary_GiB': memory.temp_size_in_bytes / 2**30,
+                   'arguments_GiB': memory.argument_size_in_bytes / 2**30, 'seconds_to_compile': seconds})
+      print(rows[-1], flush=True)
+  measuring.report('memory', rows, _OUT.value, compiled_for=f'{len(targets)} x {targets[0].device_kind}')
 
 
 if __name__ == '__main__':

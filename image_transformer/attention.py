@@ -9,6 +9,7 @@ a head, G batch times heads, C positions of a context, X any axes of positions: 
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -36,21 +37,25 @@ def local_attention(q_BNQHK: jax.Array, k_BNQHK: jax.Array, v_BNQHK: jax.Array, 
   Returns:
     [B, N, Q, H, K], and None. The softmax is computed in float32. Padding slots hold arbitrary finite values.
   """
+  if fused:
+    # Gradients keep what the kernel computes; to copy memory blocks again is cheaper than to keep the copies.
+    computed = lambda primitive, *_, **__: primitive.name not in ('concatenate', 'pad', 'reshape', 'slice', 'transpose')
+    return jax.checkpoint(functools.partial(_fused_local_attention, layout=layout), policy=computed)(
+        q_BNQHK, k_BNQHK, v_BNQHK), None
   k_BNMHK, v_BNMHK = memory_blocks(k_BNQHK, layout), memory_blocks(v_BNQHK, layout)
+  return masked_attention(q_BNQHK, k_BNMHK, v_BNMHK, drops, layout.visible()[:, None]), None
+
+
+def _fused_local_attention(q_BNQHK, k_BNQHK, v_BNQHK, layout):
+  """Makes blocks the batch, and images and heads one axis, so that one mask serves all images."""
   visible_NQM = layout.visible()
-  if not fused:
-    return masked_attention(q_BNQHK, k_BNMHK, v_BNMHK, drops, visible_NQM[:, None]), None
   # A row without anything visible, of a padding slot, could give a NaN: it sees everything.
   visible_NQM = visible_NQM | ~visible_NQM.any(axis=-1, keepdims=True)
-  q_NQGK, k_NMGK, v_NMGK = map(_blocks_first, (q_BNQHK, k_BNMHK, v_BNMHK))
+  blocks = q_BNQHK, memory_blocks(k_BNQHK, layout), memory_blocks(v_BNQHK, layout)
+  q_NQGK, k_NMGK, v_NMGK = (jnp.transpose(x, (1, 2, 0, 3, 4)).reshape(*x.shape[1:3], -1, x.shape[-1]) for x in blocks)
   mixed_NQGK = _fused_attention(q_NQGK, k_NMGK, v_NMGK, jnp.asarray(visible_NQM)[:, None])
   mixed_NQBHK = mixed_NQGK.reshape(*q_BNQHK.shape[1:3], -1, *q_BNQHK.shape[3:])
-  return jnp.transpose(mixed_NQBHK, (2, 0, 1, 3, 4)), None
-
-
-def _blocks_first(x_BNTHK):
-  """Makes blocks the batch, and images and heads one axis, [N, T, G, K], so that one mask serves all images."""
-  return jnp.transpose(x_BNTHK, (1, 2, 0, 3, 4)).reshape(*x_BNTHK.shape[1:3], -1, x_BNTHK.shape[-1])
+  return jnp.transpose(mixed_NQBHK, (2, 0, 1, 3, 4))
 
 
 def full_attention(q_BXHK: jax.Array, k_BCHK: jax.Array, v_BCHK: jax.Array, drops: Drops | None = None, *,

@@ -28,7 +28,9 @@ def drop(x: jax.Array, drops: Drops | None) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[:size]
     return bits.reshape(x.shape[1:]) >= threshold
 
-  return jnp.where(jax.vmap(keep)(drops.keys_B), x / (1 - threshold / 2**16), 0)
+  x, keys_B = jax.lax.optimization_barrier((x, drops.keys_B))
+  kept = jax.lax.optimization_barrier(jax.vmap(keep)(keys_B))
+  return jnp.where(kept, x / (1 - threshold / 2**16), 0)
 
 
 class Dropout(nn.Module):

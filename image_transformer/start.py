@@ -1,5 +1,6 @@
 """What a run is about to do: a summary to read before the first step, and what a step costs."""
 
+from collections.abc import Sequence
 import os
 from typing import Any
 
@@ -60,15 +61,21 @@ def training_flops(model: ImageTransformer) -> int:
   return 6 * num_parameters(model) * model.layout.num_positions + 3 * attention
 
 
-def compiled_step(config: Config, model: ImageTransformer) -> Any:
-  """The training step, compiled; its `memory_analysis` is of one device."""
+def compiled_step(config: Config, model: ImageTransformer, targets: Sequence[jax.Device] | None = None) -> Any:
+  """The training step, compiled; its `memory_analysis` is of one device.
+
+  Args:
+    config, model: what is trained.
+    targets: the devices to compile for, which need not be there; None: those of this process.
+  """
+  targets = jax.local_devices() if targets is None else targets
   optimizer = make_optimizer(config.optimizer, config.train.steps)
   state = jax.eval_shape(lambda: init_state(model, optimizer, config))
-  spec, number = model.spec, config.train.batch_size // jax.device_count()
+  spec, number = model.spec, config.train.batch_size // max(jax.device_count(), len(targets))
   batch = {'image': np.empty((number, *spec.shape), np.uint8), 'label': np.empty(number, np.int32)}
   batch |= {name: np.empty((number, *condition.shape), np.uint8) for name, condition in model.conditions.items()
             if name not in batch}
-  everywhere = lambda x: jax.ShapeDtypeStruct((jax.local_device_count(), *x.shape), x.dtype)
-  step = devices.pmap(make_train_step(model, optimizer, config), donate_argnums=0)
+  everywhere = lambda x: jax.ShapeDtypeStruct((len(targets), *x.shape), x.dtype)
+  step = devices.pmap(make_train_step(model, optimizer, config), donate_argnums=0, devices=targets)
   return step.lower(jax.tree.map(everywhere, state), jax.tree.map(
       everywhere, {name: batch[name] for name in ('image', *model.conditions)})).compile()

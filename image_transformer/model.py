@@ -317,6 +317,17 @@ def init_params(model: ImageTransformer, seed: int) -> dict[str, Any]:
   return params
 
 
+def in_compute_type(model: ImageTransformer, params: dict[str, Any]) -> dict[str, Any]:
+  """The parameters with those of the layers in the compute type, in which they are used, for a loop over steps.
+
+  Norms keep float32. The barrier keeps XLA from converting them in the loop again.
+  """
+  dtype = jnp.dtype(model.config.dtype)
+  convert = lambda path, leaf: leaf if 'norm' in jax.tree_util.keystr(path) else leaf.astype(dtype)
+  layers = jax.tree_util.tree_map_with_path(convert, params['decoder'])
+  return {**params, 'decoder': jax.lax.optimization_barrier(layers)}
+
+
 def num_parameters(model: ImageTransformer) -> int:
   """The number of trainable parameters."""
   return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(functools.partial(init_params, model, 0))))

@@ -18,7 +18,7 @@ from image_transformer import attention, devices, stopping
 from image_transformer.config import POSITIVE, check, positive_float
 from image_transformer.door import check_given, check_images
 from image_transformer.errors import InputError
-from image_transformer.model import Given, ImageTransformer
+from image_transformer.model import Given, ImageTransformer, in_compute_type
 from image_transformer.progress import Progress
 
 
@@ -48,7 +48,8 @@ def sample(model: ImageTransformer, variables: Any, keys: jax.Array, given: Give
   order = jnp.asarray(layout.order)
   start = layout.generated[num_kept]
   start_block, start_slot = divmod(int(start), layout.block_size)
-  network: Callable[..., Any] = functools.partial(model.apply, variables)
+  network: Callable[..., Any] = functools.partial(
+      model.apply, {**variables, 'params': in_compute_type(model, variables['params'])})
   encoded = network(given, None, num_images, method='encode')
 
   def generate_slot(slot, carry, block):

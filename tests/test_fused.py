@@ -56,6 +56,15 @@ def test_fused_attention_is_the_einsum_with_its_gradients(num):
   assert padded >= num // 4
 
 
+def test_gradients_of_fused_attention_keep_no_memory_blocks():
+  layout = block_layout((4, 9, 1), 1, (6,), (12,))
+  q, k, v = jnp.ones((3, 2, *layout.order.shape, 2, 8))
+  kept = jax.vjp(lambda *qkv: local_attention(*qkv, layout=layout, fused=True)[0], q, k, v)[1]
+  copies = 2 * layout.order.shape[0] * 18 * 2 * 8  # images, blocks, memory of 12 and 6 slots, heads, their width
+  sizes = [leaf.size for leaf in jax.tree.leaves(kept)]
+  assert q.size in sizes and copies not in sizes
+
+
 @pytest.mark.parametrize('queries, masked', [((5,), True), ((2, 3), False), ((), True)])
 def test_fused_attention_to_a_context_is_the_einsum_with_its_gradients(queries, masked):
   q, k, v = (jax.random.normal(jax.random.key(i), (2, *shape, 3, 8)) for i, shape in enumerate((queries, (7,), (7,))))

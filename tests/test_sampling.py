@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import CASES, given_for, make_case
+from helpers import CASES, given_for, make_case, random_images
 from image_transformer import devices, pictures
 from image_transformer.conditions import default_given
+from image_transformer.model import in_compute_type
 from image_transformer.sampling import make_sampler, sample
 
 
@@ -95,3 +96,15 @@ def test_a_grid_of_a_class_each_says_which():
   assert captioned.shape[1] == plain.shape[1] and captioned.shape[0] - plain.shape[0] == 3 * 12
   rows = np.array_split(captioned.max(axis=(1, 2)) > 200, 3)
   assert all(row.any() for row in rows) and plain.max() < 200, 'text below each row of images'
+
+
+@pytest.mark.parametrize('name', ['1d_dmol', '1d_text'])
+def test_parameters_in_the_compute_type_are_those_that_are_used(name):
+  model, variables = make_case(name, dtype='bfloat16')
+  params = in_compute_type(model, variables['params'])
+  types = {str(path[-2].key): leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(params['decoder'])}
+  assert types['ffn_norm'] == jnp.float32 and types['key'] == types['hidden'] == jnp.bfloat16
+  assert params['output']['kernel'].dtype == jnp.float32
+  images, given = random_images(model.spec, 2), given_for(model, 2)
+  log_prob = jax.jit(lambda params: model.apply({'params': params}, images, given, method='log_prob'))
+  np.testing.assert_array_equal(log_prob(params), log_prob(variables['params']))

@@ -47,15 +47,15 @@ def local_attention(q_BNQHK: jax.Array, k_BNQHK: jax.Array, v_BNQHK: jax.Array, 
 
 
 def _fused_local_attention(q_BNQHK, k_BNQHK, v_BNQHK, layout):
-  """Makes blocks the batch, and images and heads one axis, so that one mask serves all images."""
   visible_NQM = layout.visible()
   # A row without anything visible, of a padding slot, could give a NaN: it sees everything.
   visible_NQM = visible_NQM | ~visible_NQM.any(axis=-1, keepdims=True)
-  blocks = q_BNQHK, memory_blocks(k_BNQHK, layout), memory_blocks(v_BNQHK, layout)
-  q_NQGK, k_NMGK, v_NMGK = (jnp.transpose(x, (1, 2, 0, 3, 4)).reshape(*x.shape[1:3], -1, x.shape[-1]) for x in blocks)
-  mixed_NQGK = _fused_attention(q_NQGK, k_NMGK, v_NMGK, jnp.asarray(visible_NQM)[:, None])
-  mixed_NQBHK = mixed_NQGK.reshape(*q_BNQHK.shape[1:3], -1, *q_BNQHK.shape[3:])
-  return jnp.transpose(mixed_NQBHK, (2, 0, 1, 3, 4))
+  # Every block of every image is one of a batch. A mask for each of them is small beside keys and values, and one
+  # mask for all images would need their axis beside that of the heads: another copy of everything.
+  visible_BNQM = jnp.broadcast_to(visible_NQM, (q_BNQHK.shape[0], *visible_NQM.shape))
+  q, k, v, visible = (x.reshape(-1, *x.shape[2:]) for x in (
+      q_BNQHK, memory_blocks(k_BNQHK, layout), memory_blocks(v_BNQHK, layout), visible_BNQM))
+  return _fused_attention(q, k, v, visible[:, None]).reshape(q_BNQHK.shape)
 
 
 def full_attention(q_BXHK: jax.Array, k_BCHK: jax.Array, v_BCHK: jax.Array, drops: Drops | None = None, *,

@@ -74,9 +74,13 @@ class Attention(nn.Module):
     self.dropout = Dropout(c.attention_dropout)
 
   def _heads(self, x_BXD, *kernels):
-    """Heads [B, X, H, K] of several projections of x, in one product, which is faster than several."""
-    kernel = jnp.concatenate([kernel(x_BXD.shape[-1]) for kernel in kernels], axis=1).astype(self.config.dtype)
-    projected = jnp.split(x_BXD.astype(kernel.dtype) @ kernel, len(kernels), axis=-1)
+    """Heads [B, X, H, K] of several projections of x."""
+    x_BXD = x_BXD.astype(self.config.dtype)
+    matrices = [kernel(x_BXD.shape[-1]).astype(x_BXD.dtype) for kernel in kernels]
+    if is_fused(self.config) and x_BXD.ndim > 2:
+      projected = [x_BXD @ matrix for matrix in matrices]  # a fused kernel would need copies of the parts of a product
+    else:
+      projected = jnp.split(x_BXD @ jnp.concatenate(matrices, axis=1), len(matrices), axis=-1)  # faster than several
     return [one.reshape(*x_BXD.shape[:-1], self.config.num_heads, -1) for one in projected]
 
   def keys_values(self, x_BXD: jax.Array, rotation: Rotation | None) -> tuple[jax.Array, jax.Array]:

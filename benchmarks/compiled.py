@@ -1,12 +1,14 @@
-"""Memory of the training step at full size, as XLA compiles it for a GPU or a TPU, which this machine need not have.
+"""What XLA makes of the training step at full size, for a GPU or a TPU, which this machine need not have.
 
   python3 -m venv runs/compilers && runs/compilers/bin/pip install --editable . 'jax[cuda13]' libtpu
-  runs/compilers/bin/python benchmarks/memory.py [--target=v5e:2x2] [--models=cifar10_1d_dmol:64] [--out=FILE.json]
+  runs/compilers/bin/python benchmarks/compiled.py [--target=v5e:2x2] [--models=cifar10_1d_dmol:64] [--out=FILE.json]
 
-Nothing is computed. The compiler is that of the target, so what it says is what a run there allocates. Each model (a
-name in configs/ and a batch size for each device) is compiled in bfloat16 for `h200` or for the chips of a TPU, such as
-`v5e:2x2`: on a GPU with einsum, with fused attention, and with fused attention and `model.remat`; on a TPU with and
-without `model.remat`. Kernels are not chosen by trying them, as they are on a GPU, so the seconds are not those there.
+Nothing is computed. The compiler is that of the target, so its temporary memory is what a run there allocates. Each
+model (a name in configs/ and a batch size for each device) is compiled in bfloat16 for `h200` or for the chips of a
+TPU, such as `v5e:2x2`: on a GPU with einsum, with fused attention, and with fused attention and `model.remat`; on a TPU
+with and without `model.remat`. Kernels are not chosen by trying them, as they are on a GPU, so the seconds to compile
+are not those there. `moved_GB` is what all kernels of a step read and write, each by itself: divided by the rate of a
+memory, it is the least time of a step of these kernels.
 """
 
 import os
@@ -15,7 +17,9 @@ os.environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1'}  # other devic
 
 import measuring  # before JAX: it sets the process up
 
+import math
 import pathlib
+import re
 import time
 
 from absl import app
@@ -47,6 +51,27 @@ def target_devices(target: str) -> list[jax.Device]:
   return topologies.get_topology_desc(target, platform='tpu').devices
 
 
+SIZES = {'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2, 'u16': 2, 's8': 1, 'u8': 1, 'pred': 1}
+NOT_MOVED = 'bitcast', 'constant', 'get-tuple-element', 'parameter', 'tuple', 'while'
+
+
+def bytes_moved(hlo: str) -> int:
+  """What the instructions of a compiled step read and write; those in loops count once."""
+  loops = re.findall(r' while\(.*body=%([\w.-]+)', hlo)
+  total = 0
+  for computation in re.split(r'\n(?=%|ENTRY)', hlo):
+    if not (computation.startswith('ENTRY') or computation[1:].split(' ', 1)[0] in loops):
+      continue
+    sizes = {}
+    for name, result, operation, operands in re.findall(
+        r'^  (?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?:,|$)', computation, re.MULTILINE):
+      sizes[name] = sum(SIZES.get(kind, 0) * math.prod(int(size) for size in shape.split(',') if size)
+                        for kind, shape in re.findall(r'(\w+)\[([\d,]*)\]', result))
+      if operation not in NOT_MOVED:
+        total += sizes[name] + sum(sizes.get(operand, 0) for operand in re.findall(r'%([\w.-]+)', operands))
+  return total
+
+
 def main(argv):
   del argv
   targets = target_devices(_TARGET.value)
@@ -64,9 +89,10 @@ def main(argv):
       memory = compiled.memory_analysis()
       rows.append({'model': name, 'batch_size': int(batch_size), 'variant': variant,
                    'temporary_GiB': memory.temp_size_in_bytes / 2**30,
-                   'arguments_GiB': memory.argument_size_in_bytes / 2**30, 'seconds_to_compile': seconds})
+                   'arguments_GiB': memory.argument_size_in_bytes / 2**30,
+                   'moved_GB': bytes_moved(compiled.as_text()) / 1e9, 'seconds_to_compile': seconds})
       print(rows[-1], flush=True)
-  measuring.report('memory', rows, _OUT.value, compiled_for=f'{len(targets)} x {targets[0].device_kind}')
+  measuring.report('compiled', rows, _OUT.value, compiled_for=f'{len(targets)} x {targets[0].device_kind}')
 
 
 if __name__ == '__main__':

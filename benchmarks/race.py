@@ -146,7 +146,8 @@ def runs(out: pathlib.Path) -> dict[tuple[str, int], list[dict]]:
 
 
 def table(out: pathlib.Path) -> str:
-  lines = ['| contestant | minutes | cores | parameters | steps, by seed | bits/dim, by seed |', '|---|---|---|---|---|---|']
+  lines = ['| contestant | minutes | cores | parameters | steps, by seed | bits/dim, by seed |',
+           '|---|---|---|---|---|---|']
   for (name, minutes), each in sorted(runs(out).items(), key=lambda item: (item[0][1], item[0][0])):
     first, bits = each[0], ', '.join(f'{run["bits_per_dim"]:.3f}' for run in each)
     steps = '; '.join(f'{run["step"]:,}' for run in each)

@@ -10,7 +10,8 @@ from image_transformer.errors import InputError, shown
 def check(condition: object, field: str, value: Any, need: str) -> None:
   """Raises InputError naming `field`, its value and what it must be."""
   if not condition:
-    raise InputError(f'{field} is {shown(value)}, but must be {need}.')
+    is_missing = value is None or (isinstance(value, str) and not value)
+    raise InputError(f'{field} is {"missing" if is_missing else shown(value)}, but must be {need}.')
 
 
 def check_ranges(prefix: str, config: Any, need: str, test, *fields: str) -> None:

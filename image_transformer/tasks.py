@@ -79,8 +79,7 @@ class Task:
 
     Of videos, the first frames are kept.
     """
-    if rows is None:
-      raise InputError('rows is missing: give the number of rows to keep, or of frames of a video.')
+    check(rows is not None, 'rows', rows, 'the number of rows to keep, or of frames of a video')
     positions_in_rows(self.run.model, rows)  # checks them before inputs are read
     inputs, levels = self._inputs(originals=True), self.run.model.spec.levels
     captions = pictures.captions_of(self.run.model, inputs)
@@ -96,7 +95,8 @@ class Task:
   def enlarge(self) -> None:
     """Enlarges inputs, writes rows of: input | bicubic | samples | original, and measures them (paper section 5.3)."""
     run = self.run
-    check('low_res' in run.model.conditions, 'mode', 'superres', 'another: this model does not enlarge images')
+    check('low_res' in run.model.conditions, 'mode', 'superres',
+          'sample or complete: this model does not enlarge images')
     inputs, levels = self._inputs(), run.model.spec.levels
     low_res, originals = inputs['low_res'], inputs.get('image')
     bicubic = run.model.conditions['low_res'].shown(low_res)['bicubic']

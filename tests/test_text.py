@@ -330,7 +330,7 @@ def test_a_model_with_texts_does_all_that_others_do(trained, capfd):
   (run.workdir / 'other').mkdir()
   Image.fromarray(random_images(ImageSpec(32, 32, 3), 1)[0]).save(run.workdir / 'other' / 'a.png')
   for task in (tasks.Task(run, input=str(run.workdir / 'other')), ):
-    with pytest.raises(InputError, match='text is None, but must be given: the text of each of these images'):
+    with pytest.raises(InputError, match='text is missing, but must be given: the text of each of these images'):
       task.score()
   tasks.Task(run, {'text': ['']}, input=str(run.workdir / 'other')).score()
   with pytest.raises(InputError, match="The condition 'text' is missing"):

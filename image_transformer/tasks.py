@@ -79,7 +79,8 @@ class Task:
 
     Of videos, the first frames are kept.
     """
-    check(rows is not None, 'rows', rows, 'the number of rows to keep, or of frames of a video')
+    if rows is None:
+      raise InputError('rows is missing, but must be the number of rows to keep, or of frames of a video.')
     positions_in_rows(self.run.model, rows)  # checks them before inputs are read
     inputs, levels = self._inputs(originals=True), self.run.model.spec.levels
     captions = pictures.captions_of(self.run.model, inputs)

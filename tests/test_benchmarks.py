@@ -50,6 +50,24 @@ def test_training(tmp_path, model):
   assert row['images/s'] * row['seconds'] == pytest.approx(3)
 
 
+def test_bytes_moved():
+  """Of a sum and a loop of products: each reads two arrays and writes one."""
+  program = """
+import sys
+sys.path.insert(0, 'benchmarks')
+from compiled import bytes_moved
+import jax, jax.numpy as jnp
+a = jnp.ones((250, 250))
+print(bytes_moved(jax.jit(lambda a, b: a + b).lower(a, a).compile().as_text()))
+print(bytes_moved(jax.jit(lambda a, b: jax.lax.fori_loop(0, 9, lambda _, x: x @ b, a)).lower(a, a).compile().as_text()))
+"""
+  printed = subprocess.run([sys.executable, '-c', program], check=True, capture_output=True, text=True,
+                           cwd=os.path.dirname(MAIN)).stdout
+  once, loop = map(int, printed.split())
+  assert once == 3 * 4 * 250**2
+  assert once <= loop < 3 * once  # XLA may copy what goes into a loop
+
+
 def test_sampling(tmp_path, model):
   measured = measure(tmp_path, 'sampling', '--config=configs/digits.py', '--batch_sizes=1,2', '--runs=1')
   config, params = model.config, init_params(model, 0)

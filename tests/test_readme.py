@@ -163,6 +163,25 @@ def test_measured_speed_is_in_results():
     assert any(f'{value:,.{decimals}f}' == text for value in values), text
 
 
+def test_memory_of_compiled_steps_is_in_results():
+  rows = {(row['model'], row['variant']): row for row in results('bench', 'compiled_h200.json')['rows']}
+  variants = 'einsum', 'fused', 'fused, remat'
+  shown = re.findall(r'^\| `(\w+)\.py`, (\d+) images \| (.*) \|$', page('speed'), re.MULTILINE)
+  assert {name for name, *_ in shown} == {name for name, _ in rows}
+  for name, batch_size, cells in shown:
+    each = [rows[name, variant] for variant in variants]
+    assert {row['batch_size'] for row in each} == {int(batch_size)}
+    assert cells.split(' | ') == [*(f'{row["temporary_GiB"]:.1f}' for row in each),
+                                  *(f'{row["moved_GB"]:.0f}' for row in each[:2])], name
+  before = results('bench', 'h200_before.json')['rows']
+  step = next(row for row in before if row.get('config') == 'cifar10_1d_dmol')
+  rate = next(row['GBps'] for row in before if row['what'] == 'bandwidth')
+  assert f'moves {rate / 1000:.2f} TB/s' in flat(page('speed'))
+  assert f'took {1000 * step["seconds"]:.1f} ms' in flat(page('speed'))
+  moved = rows['cifar10_1d_dmol', 'einsum']['moved_GB']
+  assert f'moves now takes {1000 * moved / rate:.0f} ms' in flat(page('speed'))
+
+
 def test_texts_and_videos_are_in_results():
   rows = [row for run in ('scenes', 'scenes_more') for row in results(run, 'texts.json')['rows']]
   text = page('text_and_video')

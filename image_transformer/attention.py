@@ -95,19 +95,19 @@ def masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, drops: Drops | No
 
 def _fused_attention(q_BTHK, k_BMHK, v_BMHK, visible):
   """`masked_attention` by cuDNN on a GPU, elsewhere by XLA."""
-  if visible is True:
-    mask = None
-  else:
-    # A kernel takes no shorter mask, and with one only even numbers of queries and keys.
-    num_queries, num_keys = q_BTHK.shape[1], k_BMHK.shape[1]
-    visible = jnp.broadcast_to(visible, (visible.shape[0], 1, num_queries, num_keys))
+  num_queries, num_keys = q_BTHK.shape[1], k_BMHK.shape[1]
+  mask = None
+  if visible is not True or num_queries % 2 or num_keys % 2:
+    # A kernel takes no shorter mask, and only even numbers of queries and keys.
+    num_masks = 1 if visible is True else visible.shape[0]
+    visible = jnp.broadcast_to(visible, (num_masks, 1, num_queries, num_keys))
     mask = jnp.pad(jnp.pad(visible, [(0, 0), (0, 0), (0, 0), (0, num_keys % 2)]),
                    [(0, 0), (0, 0), (0, num_queries % 2), (0, 0)], constant_values=True)
     q_BTHK, k_BMHK, v_BMHK = (jnp.pad(x, [(0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)])
                               for x in (q_BTHK, k_BMHK, v_BMHK))
   mixed_BTHK = jax.nn.dot_product_attention(q_BTHK, k_BMHK, v_BMHK, mask=mask, scale=1.0,
                                             implementation='cudnn' if jax.default_backend() == 'gpu' else 'xla')
-  return mixed_BTHK if mask is None else mixed_BTHK[:, :num_queries]
+  return mixed_BTHK[:, :num_queries]
 
 
 def attention_weights(q_BNQHK: jax.Array, k_BNQHK: jax.Array, layout: BlockLayout, block: int,

@@ -83,6 +83,24 @@ def test_fused_attention_to_a_context_is_the_einsum_with_its_gradients(queries, 
     assert (np.asarray(got[1])[1, 4:] == 0).all()
 
 
+@pytest.mark.parametrize('masked', [True, False])
+def test_kernels_get_even_numbers_of_queries_and_keys_and_whole_masks(masked, monkeypatch):
+  """As cuDNN wants them; without a mask too, as JAX checks for one."""
+  kernel, calls = jax.nn.dot_product_attention, []
+
+  def record(query, key, value, *, mask, **kwargs):
+    calls.append((query.shape[1], key.shape[1], mask is None or mask.shape[2:] == (query.shape[1], key.shape[1])))
+    return kernel(query, key, value, mask=mask, **kwargs)
+
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', record)
+  for num_queries, num_keys in itertools.product((4, 5), (6, 7)):
+    q, k = jnp.ones((2, num_queries, 1, 8)), jnp.ones((2, num_keys, 1, 8))
+    visible = jnp.arange(num_keys) < jnp.array([[num_keys], [3]]) if masked else None
+    mixed, _ = full_attention(q, k, k, visible_BC=visible, fused=True)
+    np.testing.assert_allclose(mixed, jnp.ones(q.shape), rtol=1e-6)
+  assert all(queries % 2 == keys % 2 == 0 and whole for queries, keys, whole in calls) and len(calls) == 4
+
+
 @pytest.mark.parametrize('name', ['1d_dmol', '2d_categorical', '1d_superres', '3d_categorical', '1d_text'])
 def test_a_model_with_fused_attention_is_the_same_model(name):
   probabilities = []

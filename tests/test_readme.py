@@ -1,6 +1,6 @@
 """README and docs/: every command works as it is written, every number is in results/, every link leads somewhere.
 
-Commands train in the small form of their configurations.
+Commands train in the small form of their configurations, for few steps.
 """
 
 import json
@@ -49,7 +49,9 @@ def small(command):
   command = command.replace(':gpu_hour', ':smoke')
   command = command.replace('folder.py:texts', 'folder.py:texts --config.train.steps=100')
   command = re.sub(r'(?<=--config\.train\.steps=)\d+', '100', command)
-  command = re.sub(r'^launch/paper_tables\.sh$', 'launch/paper_tables.sh --smoke', command)
+  if re.search(r'configs/(?!digits)', command) and not re.search(r'--mode|--dry_run|train\.steps', command):
+    command += ' --config.train.steps=100'
+  command = re.sub(r'^launch/paper_tables\.sh( --smoke)?$', 'launch/paper_tables.sh --smoke --row=cifar10_1d.py', command)
   return re.sub(r'^python ', f'{sys.executable} ', command)
 
 

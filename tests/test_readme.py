@@ -51,7 +51,8 @@ def small(command):
   command = re.sub(r'(?<=--config\.train\.steps=)\d+', '100', command)
   if re.search(r'configs/(?!digits)', command) and not re.search(r'--mode|--dry_run|train\.steps', command):
     command += ' --config.train.steps=100'
-  command = re.sub(r'^launch/paper_tables\.sh( --smoke)?$', 'launch/paper_tables.sh --smoke --row=cifar10_1d.py', command)
+  tables = 'launch/paper_tables.sh'
+  command = re.sub(rf'^{tables}( --smoke)?$', f'{tables} --smoke --row=cifar10_1d.py', command)
   return re.sub(r'^python ', f'{sys.executable} ', command)
 
 

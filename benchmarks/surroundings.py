@@ -168,7 +168,15 @@ def main() -> int:
   parser.add_argument('--out', help='JSON file to write')
   args = parser.parse_args()
   outcomes: collections.Counter[str] = collections.Counter()
-  wrong = []
+  wrong: list[str] = []
+
+  def report():
+    """After every case, so that what is done is kept."""
+    if args.out:
+      content = {'command': ' '.join(['python', 'benchmarks/surroundings.py', *sys.argv[1:]]),
+                 'outcomes': dict(outcomes), 'wrong': wrong, **metrics.environment()}
+      pathlib.Path(args.out).write_text(json.dumps(content, indent=2) + '\n')
+
   with tempfile.TemporaryDirectory() as scratch:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = f'{scratch}/cache'
     data_dir = pathlib.Path(scratch, 'data')
@@ -181,13 +189,10 @@ def main() -> int:
       if not good:
         wrong.append(f'{index}: {outcome}: {about}')
         print(f'{wrong[-1]}: {printed[-300:]!r}', file=sys.stderr)
+      report()
       if args.only is not None:
         print(outcome, about, printed, sep='\n')
   print(dict(outcomes))
-  if args.out:
-    report = {'command': ' '.join(['python', 'benchmarks/surroundings.py', *sys.argv[1:]]), 'outcomes': dict(outcomes),
-              'wrong': wrong, **metrics.environment()}
-    pathlib.Path(args.out).write_text(json.dumps(report, indent=2) + '\n')
   return 1 if wrong else 0
 
 

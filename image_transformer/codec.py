@@ -39,7 +39,8 @@ _CHECKSUM_BYTES = 3
 _NUM_TESTED = 8  # slots whose numbers the header identifies
 
 # 24-bit probabilities, none of which is 0.
-_ENTROPY_MODEL = constriction.stream.model.Categorical(perfect=False)
+# Of one intensity, from its probabilities; `lazy` is the fastest for a single one.
+_entropy_model = functools.partial(constriction.stream.model.Categorical, perfect=False, lazy=True)
 
 # What two machines must have in common, as the header calls it, and as messages do.
 _SAME = {
@@ -230,8 +231,8 @@ class Codec:
 
     def next_value(index, channel, probabilities_BL):
       symbols_B = values_BLV[:, index, channel]
-      for i, encoder in enumerate(encoders):
-        encoder.encode(symbols_B[i:i + 1], _ENTROPY_MODEL, probabilities_BL[i:i + 1])
+      for encoder, symbol, probabilities_L in zip(encoders, symbols_B.tolist(), probabilities_BL):
+        encoder.encode(symbol, _entropy_model(probabilities_L))
       return symbols_B
 
     for _ in self._walk(jax.tree.map(_padded, given), next_value):
@@ -247,7 +248,7 @@ class Codec:
     def next_value(index, channel, probabilities_BL):
       for i, decoder in list(decoders.items()):
         try:
-          values_BLV[i, index, channel] = decoder.decode(_ENTROPY_MODEL, probabilities_BL[i:i + 1])[0]
+          values_BLV[i, index, channel] = decoder.decode(_entropy_model(probabilities_BL[i]))
         except AssertionError:  # no encoder writes this
           del decoders[i]
       return values_BLV[:, index, channel]

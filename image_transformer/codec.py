@@ -38,8 +38,8 @@ BATCH = 8  # images that are coded side by side; more can change the last bits o
 _CHECKSUM_BYTES = 3
 _NUM_TESTED = 8  # slots whose numbers the header identifies
 
-# 24-bit probabilities, none of which is 0.
-# Of one intensity, from its probabilities; `lazy` is the fastest for a single one.
+# What the coder expects of one intensity, from the probabilities of all: 24 bits each, none of them 0. Lazy models are
+# the fastest for a single number.
 _entropy_model = functools.partial(constriction.stream.model.Categorical, perfect=False, lazy=True)
 
 # What two machines must have in common, as the header calls it, and as messages do.

@@ -28,6 +28,8 @@ def drop(x: jax.Array, drops: Drops | None) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[:size]
     return bits.reshape(x.shape[1:]) >= threshold
 
+  # The barriers save memory on accelerators: XLA draws a mask when x is there, not those of all layers at once, and
+  # keeps one byte of it for each number, not the random words.
   x, keys_B = jax.lax.optimization_barrier((x, drops.keys_B))
   kept = jax.lax.optimization_barrier(jax.vmap(keep)(keys_B))
   return jnp.where(kept, x / (1 - threshold / 2**16), 0)

@@ -79,7 +79,7 @@ def test_the_race_is_in_results():
 
 
 def test_the_size_of_a_compressed_file_is_in_results():
-  codec = results('codec', 'cifar10_fast_smoke_5700.json')
+  codec = results('codec', 'cifar10.json')
   text = flat(page('using'))
   assert (f'{codec["file_bits_per_dim"]:.3f} bits/dim for {codec["num_images"]:,} images at '
           f'{codec["bits_per_dim"]:.3f}') in text
@@ -257,7 +257,7 @@ def test_the_readme_is_short_and_its_numbers_are_in_results():
   assert f'| [CIFAR-10, {minutes}](docs/training.md)' in text and minutes in page('training')
   run = results('digits', 'results.json')
   assert f'on all {run["num_images"]} test digits (about {run["bits_per_dim"]:.2f} bits/dim)' in flat(text)
-  codec, coders = results('codec', 'cifar10_fast_smoke_5700.json'), results('coders.json')['rows']
+  codec, coders = results('codec', 'cifar10.json'), results('coders.json')['rows']
   together = {name: min(row['bits/dim in one sheet'] for row in coders if row['coder'].startswith(name))
               for name in ('PNG', 'WebP', 'JPEG XL')}
   assert (f'{codec["file_bits_per_dim"]:.3f} bits/dim; all images in one file: ' +

@@ -316,10 +316,10 @@ def test_evaluating_does_not_care_for_how_long_a_configuration_trains(call, digi
     ('digits', '--mode=complete --keep=4 --input=nowhere.png', 'nowhere.png does not exist'),
     ('digits', '--mode=complete --keep=4 --input=README.md', 'README.md is not a PNG'),
     ('digits', '--mode=complete --keep=4 --input=results/digits/samples.png', '--labels'),
-    ('digits', '--mode=compress', "--output is '', but must be a file"),
+    ('digits', '--mode=compress', "--output is missing, but must be a file"),
     ('digits', '--mode=compress --output=README.md', "--output is 'README.md', but must be one that does not exist"),
     ('digits', '--mode=compress --output=nowhere.itc --input=results/digits/samples.png --labels=1', 'exactly 8 x 8'),
-    ('digits', '--mode=decompress --output=nowhere', '--input is None, but must be a compressed file'),
+    ('digits', '--mode=decompress --output=nowhere', '--input is missing, but must be a compressed file'),
     ('digits', '--mode=decompress --input=README.md --output=nowhere', 'README.md: This is not a file that was'),
     ('digits', '--mode=score --output=nowhere', '--output means nothing to --mode=score'),
 ])

@@ -1,7 +1,7 @@
 # make demo    sets up, trains on embedded digits, evaluates, draws samples (minutes)
 # make check   sets up, checks the code with ruff and mypy (half a minute)
 # make test    sets up, runs the tests (minutes)
-# make test-all  the long ones too: every command of the README, every experiment in its small form (an hour)
+# make test-all  the long ones too, with every command of the documentation, for few steps of training
 # make bench   sets up, measures speed against the machine's own limits (18 minutes on 2 cores); JSON in runs/bench/
 # make setup   only sets up: everything in .venv, again when setup.py changes
 

@@ -17,6 +17,8 @@ os.environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1'}  # other devic
 
 import measuring  # before JAX: it sets the process up
 
+from collections.abc import Iterator
+import contextlib
 import math
 import pathlib
 import re
@@ -43,12 +45,27 @@ VARIANTS = {'gpu': {'einsum': EINSUM, 'fused': FUSED, 'fused, remat': FUSED | RE
             'tpu': {'einsum': EINSUM, 'einsum, remat': EINSUM | REMAT}}
 
 
+def is_gpu(target: str) -> bool:
+  return target == 'h200'
+
+
 def target_devices(target: str) -> list[jax.Device]:
   """The devices to compile for."""
-  if target == 'h200':
+  if is_gpu(target):
     described = pathlib.Path(__file__).with_name('h200.txtpb').read_text()
     return topologies.get_topology_desc(platform='cuda', topology='1x1x1', target_config=described).devices
   return topologies.get_topology_desc(target, platform='tpu').devices
+
+
+@contextlib.contextmanager
+def traced_for(target: str) -> Iterator[None]:
+  """Attention chooses its kernel as it does on the target."""
+  here = jax.default_backend
+  jax.default_backend = lambda: 'gpu' if is_gpu(target) else 'tpu'
+  try:
+    yield
+  finally:
+    jax.default_backend = here
 
 
 SIZES = {'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2, 'u16': 2, 's8': 1, 'u8': 1, 'pred': 1}
@@ -75,17 +92,16 @@ def bytes_moved(hlo: str) -> int:
 def main(argv):
   del argv
   targets = target_devices(_TARGET.value)
-  platform = 'gpu' if _TARGET.value == 'h200' else 'tpu'
-  environment = jax.default_backend
+  variants = VARIANTS['gpu' if is_gpu(_TARGET.value) else 'tpu']
   rows = []
   for name, batch_size in (one.split(':') for one in _MODELS.value):
-    for variant, changes in VARIANTS[platform].items():
+    for variant, changes in variants.items():
       config = load_config(name, {**changes, 'train.batch_size': int(batch_size) * len(targets)})
       model = make_model(config.model, data.image_spec(config))
-      jax.default_backend = lambda: platform  # what attention chooses its kernel by
       began = time.perf_counter()
-      compiled = compiled_step(config, model, targets)
-      seconds, jax.default_backend = time.perf_counter() - began, environment
+      with traced_for(_TARGET.value):
+        compiled = compiled_step(config, model, targets)
+      seconds = time.perf_counter() - began
       memory = compiled.memory_analysis()
       rows.append({'model': name, 'batch_size': int(batch_size), 'variant': variant,
                    'temporary_GiB': memory.temp_size_in_bytes / 2**30,

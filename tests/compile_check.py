@@ -21,7 +21,7 @@ from image_transformer import devices, sampling
 
 def texts_of(case: str, target: str) -> tuple[str, str]:
   """The compiled gradient and sampler."""
-  fused = {'attention': 'fused', 'hidden_size': 32, 'num_heads': 2, 'qkv_size': 32} if target == 'h200' else {}
+  fused = {'attention': 'fused', 'hidden_size': 32, 'num_heads': 2, 'qkv_size': 32} if compiled.is_gpu(target) else {}
   model, variables = make_case(case, dtype='bfloat16', **fused)
   images, given = random_images(model.spec, 2), given_for(model, 2)
 
@@ -35,15 +35,10 @@ def texts_of(case: str, target: str) -> tuple[str, str]:
   on_one = lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
   keys = jax.random.key_data(jax.random.split(jax.random.key(0), 2))
   target_devices = compiled.target_devices(target)[:1]
-  here = jax.default_backend
-  jax.default_backend = lambda: 'gpu' if target == 'h200' else 'tpu'  # what attention chooses its kernel by
-  try:
-    return tuple(devices.pmap(function, devices=target_devices)
-                 .lower(*jax.tree.map(on_one, arguments)).compile().as_text()
-                 for function, arguments in ((jax.grad(loss), (variables, images, given)),
-                                             (draw, (variables, jnp.asarray(keys), given))))
-  finally:
-    jax.default_backend = here
+  functions = (jax.grad(loss), (variables, images, given)), (draw, (variables, jnp.asarray(keys), given))
+  with compiled.traced_for(target):
+    return tuple(devices.pmap(function, devices=target_devices).lower(*jax.tree.map(on_one, arguments)).compile()
+                 .as_text() for function, arguments in functions)
 
 
 def main() -> int:
@@ -53,7 +48,8 @@ def main() -> int:
     try:
       gradient, _ = texts_of(case, target)
       kernels = gradient.count('__cudnn$fmha')
-      assert target != 'h200' or kernels >= 2 * 2, f'{kernels} fused kernels'  # two layers, forward and backward
+      # Two layers, forward and backward.
+      assert not compiled.is_gpu(target) or kernels >= 2 * 2, f'{kernels} fused kernels'
       print(f'{case}: compiled, {kernels} fused kernels', flush=True)
     except Exception as error:
       num_failed += 1

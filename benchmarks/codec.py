@@ -104,7 +104,7 @@ def damage(content: bytes, other: bytes, rng: np.random.Generator) -> tuple[str,
   else:
     length = int.from_bytes(content[4:6], 'little')
     header = json.loads(zlib.decompress(content[6:6 + length]))
-    header |= {'model': '0123456789abcdef'} if kind == 'header of another model' else {'batch': 16}
+    header |= {'model': '0123456789abcdef'} if kind == 'header of another model' else {'batch': 2 * codec.BATCH}
     packed = zlib.compress(json.dumps(header).encode())
     packed = len(packed).to_bytes(2, 'little') + packed
     changed = bytearray(content[:4] + packed + zlib.crc32(packed).to_bytes(4, 'little') + content[6 + length + 4:])

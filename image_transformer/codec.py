@@ -12,11 +12,13 @@ then the streams. Numbers are little-endian.
 Shape suffixes: those of `sampling.py`, I images of a file.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import json
 from typing import Any
 import zlib
@@ -29,12 +31,13 @@ import numpy as np
 from image_transformer import attention, stopping
 from image_transformer.door import check_given, check_images
 from image_transformer.errors import InputError, RunError, some
+from image_transformer.metrics import num_cpus
 from image_transformer.model import ImageTransformer
 from image_transformer.progress import Progress
 
 MAGIC = b'\x89ITC'
 FORMAT = 2  # of the file
-BATCH = 8  # images that are coded side by side; more can change the last bits of the probabilities
+BATCH = 16  # images that are coded side by side: fewer take nearly as long
 _CHECKSUM_BYTES = 3
 _NUM_TESTED = 8  # slots whose numbers the header identifies
 
@@ -54,7 +57,7 @@ class Codec:
 
   def __init__(self, model: ImageTransformer, params: Any):
     self.model = model
-    self._params = params
+    self._params = jax.device_put(params)  # once, since every step takes them
     self._programs = _programs(model)
 
   def compress(self, images: Any, given: Mapping[str, Any] = {}, verify: bool = True) -> bytes:
@@ -75,8 +78,8 @@ class Codec:
     values_ILV = np.asarray(self.model.apply({'params': self._params}, images, method='values'))
     streams = []
     with Progress('compress', 'image', len(images)) as progress:
-      for first in range(0, len(images), BATCH):
-        streams += self._encode(values_ILV[first:first + BATCH], _part(given, first))
+      for encoded in _side_by_side(lambda part: self._encode(values_ILV[part], _part(given, part)), _parts(images)):
+        streams += encoded
         progress.update(len(streams))
     words = max(len(stream) for stream in streams)
     header = self._header() | {'images': len(images), 'length_bytes': 2 if words < 2**16 else 4}
@@ -128,14 +131,12 @@ class Codec:
       for starts in (front, back) if (front != back).any() else (front,):
         missing = [i for i in range(number) if i not in images and 0 <= starts[i] <= len(content) - lengths[i] and
                    len(index[i]) == entry]
-        for first in range(0, len(missing), BATCH):
-          part = missing[first:first + BATCH]
-          streams = [np.frombuffer(content[starts[i]:starts[i] + lengths[i]], '<u4').astype(np.uint32) for i in part]
-          abouts = [index[i][length_bytes + _CHECKSUM_BYTES:] for i in part]
-          decoded = self._decode(streams, self._given(abouts))
-          for i, image, about in zip(part, decoded, abouts):
-            if image is not None and _checksum(image, about) == index[i][length_bytes:length_bytes + _CHECKSUM_BYTES]:
-              images[i] = image
+        abouts = [index[i][length_bytes + _CHECKSUM_BYTES:] for i in missing]
+        streams = [np.frombuffer(content[starts[i]:starts[i] + lengths[i]], '<u4').astype(np.uint32) for i in missing]
+        decoded = _side_by_side(lambda part: self._decode(streams[part], self._given(abouts[part])), _parts(missing))
+        for i, image, about in zip(missing, itertools.chain.from_iterable(decoded), abouts):
+          if image is not None and _checksum(image, about) == index[i][length_bytes:length_bytes + _CHECKSUM_BYTES]:
+            images[i] = image
           progress.update(len(images))
     return number, images
 
@@ -316,8 +317,19 @@ def _checksum(image: np.ndarray, about: bytes) -> bytes:
   return hashlib.sha256(image.astype(np.uint8).tobytes() + about).digest()[:_CHECKSUM_BYTES]
 
 
-def _part(given, first):
-  return {name: values[first:first + BATCH] for name, values in given.items()}
+def _side_by_side(function: Callable[[slice], list], parts: Iterable[slice]) -> Iterator[list]:
+  """What a function returns for each batch, in order; batches are computed on as many threads as there are cores."""
+  with concurrent.futures.ThreadPoolExecutor(num_cpus()) as pool:
+    yield from pool.map(function, parts)
+
+
+def _parts(items: Sequence) -> list[slice]:
+  """Batches of items."""
+  return [slice(first, first + BATCH) for first in range(0, len(items), BATCH)]
+
+
+def _part(given, part):
+  return {name: values[part] for name, values in given.items()}
 
 
 def _padded(array: np.ndarray) -> np.ndarray:

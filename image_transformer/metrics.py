@@ -185,13 +185,13 @@ def environment() -> dict[str, Any]:
   return {
       'device_kind': jax.devices()[0].device_kind,
       'num_devices': jax.device_count(),
-      'num_cpus': _num_cpus(),
+      'num_cpus': num_cpus(),
       'commit': _commit(),
       'versions': {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy')},
   }
 
 
-def _num_cpus() -> int | None:
+def num_cpus() -> int | None:
   """Counts the CPUs that this process may use (`taskset` on Linux), or all of the machine if that is not known."""
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 

@@ -1,7 +1,8 @@
-"""Choices compared on real images, in small, by one of two experiments:
+"""Choices compared on real images, in small, by one of these experiments:
 
   paper    the paper's: block sizes (table 4), 1D and 2D, likelihoods, averaged parameters
   recipe   what the recipe of `configs/cifar10_fast.py` is made of, one change at a time
+  blocks   block sizes again, by the recipe
 
   python benchmarks/comparison.py train --experiment=paper --data_dir=$DATA_DIR    # what is not there yet; hours
   python benchmarks/comparison.py report --experiment=paper                        # table.md and curves.png
@@ -36,6 +37,10 @@ class Experiment(NamedTuple):
   one_seed: tuple[str, ...] = ()  # runs that take long
 
 
+_SHORT_RECIPE = {'train.steps': 2000, 'train.ema_decay': 0.99, 'train.eval_every': 250, 'sample.num_images': 10,
+                 'sample.batch_size': 10}
+
+
 def _blocks(query, flange=None):
   return {'model.query_block': query, 'model.memory_flange': flange or query}
 
@@ -59,8 +64,7 @@ EXPERIMENTS = {
         },
         raw=('block 64',), one_seed=('categorical, block 64',)),
     'recipe': Experiment(
-        same={'train.steps': 2000, 'train.ema_decay': 0.99, 'train.split': 'train[:90%]',
-              'eval.split': 'train[90%:]', 'train.eval_every': 250, 'sample.num_images': 10, 'sample.batch_size': 10},
+        same=_SHORT_RECIPE | {'train.split': 'train[:90%]', 'eval.split': 'train[90%:]'},
         runs={
             'the recipe': _fast(),
             'sine coordinates, gain 20': _fast(model__coordinates='sine', model__embedding_gain=20.0),
@@ -76,6 +80,9 @@ EXPERIMENTS = {
             'block 16': _fast(model__query_block=(16,)),
             '5 mixtures': _fast(model__num_mixtures=5),
         }),
+    'blocks': Experiment(
+        same=_SHORT_RECIPE,
+        runs={f'block {size}': ('cifar10_fast', _blocks((size,))) for size in (8, 16, 64, 256)}),
 }
 
 

@@ -55,7 +55,7 @@ def through_files(folder: pathlib.Path, run: library.Run, images: np.ndarray) ->
     file, output = folder / f'{one}{len(same)}.itc', folder / f'out{len(same)}'
     command(there, '--mode=compress', f'--num_inputs={len(images)}', f'--output={file}', '--no_verify')
     command(back, '--mode=decompress', f'--input={file}', f'--output={output}')
-    again = read_inputs(run, output, 0, exact=True)['image']
+    again = read_inputs(run, output, 0, exact=True)[0]['image']
     same[name] = sum(map(np.array_equal, again, images))
     sizes.add(file.stat().st_size)
   assert len(sizes) == 1, 'both files are the same'

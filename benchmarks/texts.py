@@ -108,7 +108,7 @@ def main(argv):
   rows = []
   for split in [_INPUT.value] if _INPUT.value else _SPLITS.value:
     if _INPUT.value:
-      inputs = read_inputs(run, _INPUT.value, _NUM_IMAGES.value)
+      inputs, _ = read_inputs(run, _INPUT.value, _NUM_IMAGES.value)
     else:
       images, given = run.examples(_NUM_IMAGES.value, split)
       inputs = {'image': images, **given}

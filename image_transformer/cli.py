@@ -20,7 +20,6 @@ the run's configuration from its workdir; a --config given as well must be of th
 that do not define the run. Bad input is reported in one line, with exit code 2.
 """
 
-import dataclasses
 import logging
 import os
 import re
@@ -86,7 +85,7 @@ _FLAGS['picture --kind=memory'] = ['config', 'kind', 'position']
 _FLAGS['picture --kind=bits'] = [*_FLAGS['eval'], 'kind', *_TYPED, 'input', 'num_inputs']
 _FLAGS['picture --kind=curves'] = ['kind']
 _AS_FLAG = {'rows': '--keep', 'num_checkpoints': '--average_checkpoints', **{name: f'--{name}' for name in (
-    'mode', 'position', 'num_inputs', 'num_samples', 'seed', 'input', 'output', 'temperature', 'coordinator',
+    'mode', 'position', 'num_inputs', 'num_samples', 'seed', 'input', 'output', 'form', 'temperature', 'coordinator',
     'num_processes', 'process_id', *_TYPED)}}
 
 
@@ -131,9 +130,6 @@ def _load() -> Run:
   runs.read_config(_workdir())  # before data are prepared
   runs.read_trained_on(_workdir())  # so that a damaged file fails before the slow part
   config = _given_config()
-  if config:  # how long it was trained is not asked here
-    steps = runs.read_config(_workdir()).train.steps
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
   run = load(_workdir(), config and data.with_stand_in(config), _AVERAGE.value)
   if _MODE.value in ('eval', 'superres') and data.note(run.config):
     print(data.note(run.config))
@@ -176,7 +172,7 @@ def _parse(argv: list[str]) -> None:
     if field and field[1] not in config_lib.fields():
       raise config_lib.unknown_field(field[1])
     named = re.fullmatch(r'(--?config=)?([\w-]+)(:.*)?', word)
-    if named and (named[1] or before in ('--config', '-config')) and not os.path.exists(named[2]):
+    if named and (named[1] or before in ('--config', '-config')) and not os.path.isfile(named[2]):
       argv = [*argv[:i], f'{named[1] or ""}{experiments.find(named[2])}{named[3] or ""}', *argv[i + 1:]]
   try:
     rest = flags.FLAGS(argv)

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from image_transformer import attention, stopping
+from image_transformer import attention, devices, stopping
 from image_transformer.door import check_given, check_images
 from image_transformer.errors import InputError, RunError, some
 from image_transformer.metrics import num_cpus
@@ -320,7 +320,7 @@ def _checksum(image: np.ndarray, about: bytes) -> bytes:
 def _side_by_side(function: Callable[[slice], list], parts: Iterable[slice]) -> Iterator[list]:
   """What a function returns for each batch, in order; batches are computed on as many threads as there are cores."""
   with concurrent.futures.ThreadPoolExecutor(num_cpus()) as pool:
-    yield from pool.map(function, parts)
+    yield from pool.map(devices.settings()(function), parts)  # JAX's settings are those of a thread
 
 
 def _parts(items: Sequence) -> list[slice]:

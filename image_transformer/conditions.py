@@ -76,12 +76,13 @@ class Condition:
     return {}
 
   def captions(self, values: np.ndarray) -> list[str]:
-    """Short texts to write below samples; none if there is nothing to say."""
+    """Short texts to write above samples; none if there is nothing to say."""
     return []
 
   def of_user(self, given: Any, num_images: int) -> Any:
     """Values [num_images, *shape] from what a user gives in Python: one for each image, or a single one for all."""
-    return np.full(num_images, given) if np.ndim(given) == 0 and not self.shape else given
+    is_one = not self.shape and not isinstance(given, list | tuple) and np.ndim(given) == 0
+    return np.full(num_images, given) if is_one else given
 
   @staticmethod
   def split(typed: Sequence[str]) -> list[str]:

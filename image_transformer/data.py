@@ -22,6 +22,7 @@ from image_transformer.datasets import DATASETS, Dataset, stand_in
 from image_transformer.errors import InputError, MissingDataError, shown
 from image_transformer.images import area_resize
 from image_transformer.model import make_conditions
+from image_transformer.paths import is_address
 
 _ENOUGH = 10**9  # assumed number of images if it is unknown: no part of a split is then empty
 
@@ -32,11 +33,12 @@ def resolve_data_dir(data_dir: str) -> str:
   """Returns the directory of datasets: `data_dir`, or TFDS's default if it is ''.
 
   Raises:
-    InputError: for the home of a user who does not exist.
+    InputError: for the home of a user who does not exist, and for a bucket.
   """
   # TFDS itself reads the variable only once, when it is imported.
   path = os.path.expanduser(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
   check(not path.startswith('~'), 'data_dir', path, 'a path whose user exists')  # otherwise a folder '~...' is made
+  check(not is_address(path), 'data_dir', path, 'a local folder')
   return path
 
 
@@ -114,6 +116,11 @@ def note(config: Config) -> str:
   return text and f'{config.dataset}: {text}'
 
 
+def as_stand_in(config: Config) -> Config:
+  """Returns `config` with generated images for its dataset."""
+  return dataclasses.replace(config, dataset=_STAND_IN + config.dataset)
+
+
 def with_stand_in(config: Config) -> Config:
   """Returns `config`, with generated images for its dataset if `config.stand_in` and it is not available.
 
@@ -125,7 +132,7 @@ def with_stand_in(config: Config) -> Config:
       with _errors_in_one_line(config, dataset):
         _prepare(dataset, config)
     except MissingDataError:
-      return dataclasses.replace(config, dataset=_STAND_IN + config.dataset)
+      return as_stand_in(config)
   return config
 
 

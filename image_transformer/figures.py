@@ -89,6 +89,10 @@ def visible_from(layout: BlockLayout, index: int) -> np.ndarray:
   return kinds
 
 
+def _place(spec, row, column, frame):
+  return f'row {row}, column {column}' + (f' of frame {frame}' if spec.frames else '')
+
+
 def memory(model: ImageTransformer, row: int, column: int, frame: int = 0) -> Figure:
   """What the first position of a pixel may see (paper figure 2); the channels of a pixel are shown side by side, and so
   are the frames of a video."""
@@ -99,11 +103,11 @@ def memory(model: ImageTransformer, row: int, column: int, frame: int = 0) -> Fi
   kinds = _side_by_side(seen.reshape(-1, model.layout.image[-1]), spec).reshape(spec.height, -1)
   axes.imshow(kinds, ListedColormap(_COLORS), vmin=HIDDEN, vmax=QUERY, interpolation='nearest', aspect='auto',
               extent=(0, frames * spec.width, spec.height, 0))
-  for frame in range(1, frames):
-    axes.axvline(frame * spec.width, color='black', linewidth=0.8)
+  for edge in range(1, frames):
+    axes.axvline(edge * spec.width, color='black', linewidth=0.8)
   axes.set_aspect('equal')
-  axes.set_title(f'What the query at row {row}, column {column} may see: {np.count_nonzero(kinds)} of {kinds.size} '
-                 'positions', fontsize=9)
+  axes.set_title(f'What the query at {_place(spec, row, column, frame)} may see: {np.count_nonzero(kinds)} of '
+                 f'{kinds.size} positions', fontsize=9)
   axes.set(xlabel='column' + (', frame after frame' if frames > 1 else ''), ylabel='row')
   figure.legend(handles=[Patch(color=color, label=label) for color, label in zip(_COLORS, _LEGEND)],
                 loc='lower center', ncols=2, frameon=False)
@@ -125,8 +129,8 @@ def attention(weights: np.ndarray, layout: BlockLayout, spec: ImageSpec, index: 
   depth, frames = layout.image[-1], max(spec.frames, 1)
   by_pixel = _side_by_side(weights.reshape(num_layers, num_heads, -1, depth), spec).sum(-1)
   seen = _side_by_side((visible_from(layout, index) != HIDDEN).reshape(-1, depth), spec).any(-1)
-  row, column = divmod(index // depth, spec.width)
-  row, column = row % spec.height, column + row // spec.height * spec.width  # of the frames side by side
+  frame, row, column = np.unravel_index(index // depth, (frames, spec.height, spec.width))
+  place, column = _place(spec, row, column, frame), column + frame * spec.width  # of the frames side by side
   rows = np.flatnonzero(seen.any(axis=1))
   first, last = max(rows[0] - _ROWS_AROUND, 0), min(rows[-1] + _ROWS_AROUND, spec.height - 1)
   behind = _side_by_side(image.reshape(-1, spec.channels), spec).mean(axis=-1) / (spec.levels - 1)
@@ -144,8 +148,7 @@ def attention(weights: np.ndarray, layout: BlockLayout, spec: ImageSpec, index: 
     axes.set_title(f'head {head + 1}, largest {shown.max():.2f}', fontsize=7, pad=2)
     if not head:
       axes.set_ylabel(f'layer {layer + 1}', fontsize=8)
-  figure.suptitle(f'Attention of the pixel at row {row}, column {column % spec.width}; rows {first} to {last}',
-                  fontsize=8)
+  figure.suptitle(f'Attention of the pixel at {place}; rows {first} to {last}', fontsize=8)
   figure.colorbar(heat, ax=panels, aspect=30).set_label("share of the panel's largest", fontsize=8)
   figure.set_layout_engine('compressed')
   return figure

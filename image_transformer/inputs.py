@@ -14,13 +14,8 @@ from image_transformer.paths import as_path
 from image_transformer.workdir import warn
 
 
-def read_inputs(run: Run, path: os.PathLike | str | None, number: int, exact: bool = False) -> dict[str, np.ndarray]:
-  """Reads images without the names of their files; see `read_named_inputs`."""
-  return read_named_inputs(run, path, number, exact)[0]
-
-
-def read_named_inputs(run: Run, path: os.PathLike | str | None, number: int,
-                      exact: bool = False) -> tuple[dict[str, np.ndarray], list[epath.Path] | None]:
+def read_inputs(run: Run, path: os.PathLike | str | None, number: int,
+                exact: bool = False) -> tuple[dict[str, np.ndarray], list[epath.Path] | None]:
   """Reads images and fits them to a model.
 
   Args:
@@ -101,7 +96,7 @@ def _read(path, spec, number, exact):
                     images.read_image(file, spec.channels, exact))
       files.append(file)
     except InputError as error:
-      if file == path or exact and not isinstance(error, NotAnImageError):
+      if found == [path] or exact and not isinstance(error, NotAnImageError):
         raise
       left_out[file] = str(error).rstrip('.')
   for reason in left_out.values():

@@ -68,16 +68,20 @@ class Run:
     batch_size = min(self.config.eval.batch_size, 1 << (number - 1).bit_length())
     return make_scorer(self.model, batch_size, method)(self._params, examples)
 
+  @functools.cached_property
+  def _with_small_memory(self):
+    return dataclasses.replace(self, model=with_small_memory(self.model))
+
   def scores(self, images: Any, **given: Any) -> dict[str, np.ndarray]:
     """How surprising each image is and of which class, by several measures, [N] each; see `scores.measures`.
 
     Labels are not given: of a class-conditional model all classes are tried.
     """
     images = np.asarray(check_images(images, self.model.spec))
-    small = dataclasses.replace(self, model=with_small_memory(self.model))
+    check('label' not in given, 'label', given.get('label'), 'left out: all classes are tried')
     labels = self.model.conditions.get('label')
     each = [given] if labels is None else [{**given, 'label': k} for k in range(labels.num_values)]
-    by_class = [np.stack([run.log_prob(images, **one) for one in each]) for run in (self, small)]
+    by_class = [np.stack([run.log_prob(images, **one) for one in each]) for run in (self, self._with_small_memory)]
     return measures(images, self.model.spec.levels, *by_class)
 
   def evaluate_images(self, images: Any, **given: Any) -> Evaluation:
@@ -95,12 +99,15 @@ class Run:
     source = data.open_split(self.config, split or self.config.eval.split)
     number = self.config.eval.num_images if num_images is None else num_images
     check_number(number or 1)
+    check(number <= len(source), 'eval.num_images' if num_images is None else 'num_images', number,
+          f'at most {len(source)}, the size of the split')
     return make_evaluator(self.model, self.config.eval.batch_size)(self._params, source, number)
 
   def examples(self, num_images: int, split: str = '') -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The first images of a split (see `evaluate`), uint8 [num_images, H, W, C], and what they are conditioned on."""
     source = data.open_split(self.config, split or self.config.eval.split)
     check_number(num_images)
+    check(num_images <= len(source), 'num_images', num_images, f'at most {len(source)}, the size of the split')
     batch = batching.first_examples(source, num_images)
     return batch['image'], {name: batch[name] for name in self.model.conditions}
 
@@ -195,7 +202,9 @@ def load(workdir: os.PathLike | str, config: Config | None = None, num_checkpoin
   """
   folder = as_path(weights.find(workdir))
   saved = read_config(folder)
-  if config is not None:
+  if config is not None:  # for how long it was trained, and from what, is not asked here
+    train = dataclasses.replace(config.train, steps=saved.train.steps)
+    config = dataclasses.replace(config, init_from=saved.init_from, train=train)
     check_same_run(folder, saved, config)
   config = config or saved
   model = make_model(config.model, data.image_spec(config))

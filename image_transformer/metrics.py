@@ -198,9 +198,12 @@ def num_cpus() -> int | None:
 
 def _commit() -> str | None:
   """The commit of the code that runs, with '+' where files differ from it; None outside a checkout."""
+  root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+  if not os.path.exists(os.path.join(root, '.git')):  # git would look for a repository in the folders above
+    return None
   try:
     command = ['git', 'describe', '--always', '--abbrev=12', '--dirty=+', '--exclude=*']
-    return subprocess.run(command, cwd=os.path.dirname(__file__), check=True, capture_output=True,
+    return subprocess.run(command, cwd=root, check=True, capture_output=True,
                           text=True).stdout.strip()
   except (OSError, subprocess.CalledProcessError):
     return None

@@ -33,7 +33,7 @@ def grid(images: np.ndarray, levels: int, columns: int, height: int = 640, capti
     levels: intensities are stretched to the range of bytes.
     columns: images in a row.
     height: of the picture, roughly; small images are magnified by an integer factor to reach it.
-    captions: texts to write below the images, if any.
+    captions: texts to write above the images, if any.
     span: over how many images a caption may extend.
     headings: texts to write above the columns of still images, if any.
 
@@ -52,17 +52,19 @@ def grid(images: np.ndarray, levels: int, columns: int, height: int = 640, capti
   cell_width = image_width * scale + gap
   captions = ['\n'.join(textwrap.wrap(caption, max(span * cell_width // _LETTER[0], 1))) for caption in captions]
   text_height = _LETTER[1] * max((caption.count('\n') + 1 for caption in captions), default=0)
-  cell_height, above = image_height * scale + text_height + gap, _LETTER[1] + gap if headings else 0
+  apart = 4 * gap if captions else gap  # a caption is nearer to its own image than to the one before
+  cell_height, above = apart + text_height + image_height * scale, _LETTER[1] + gap if headings else 0
   sheet = np.full((above + rows * cell_height + gap, columns * cell_width + gap, 3), 32, np.uint8)
   for i, image in enumerate(bytes_):
-    top, left = above + i // columns * cell_height + gap, i % columns * cell_width + gap
-    sheet[top:top + image_height * scale, left:left + cell_width - gap] = image
+    end, left = above + (i // columns + 1) * cell_height, i % columns * cell_width + gap
+    sheet[end - image_height * scale:end, left:left + cell_width - gap] = image
   if not captions and not headings:
     return sheet
   picture = Image.fromarray(sheet)
   draw = functools.partial(ImageDraw.Draw(picture).text, fill='white', spacing=1)
   for i, caption in enumerate(captions):
-    draw((i % columns * cell_width + gap + 1, above + (i // columns + 1) * cell_height - text_height), caption)
+    end = above + (i // columns + 1) * cell_height - image_height * scale
+    draw((i % columns * cell_width + gap + 1, end - _LETTER[1] * (caption.count('\n') + 1)), caption)
   for column, heading in enumerate(headings):
     draw((column * cell_width + gap + 1, gap), heading)
   return np.array(picture)
@@ -89,7 +91,7 @@ def strips(headings: Sequence[str], columns: Sequence[np.ndarray], levels: int,
     headings: what the columns are.
     columns: of the same number of images each.
     levels: intensities are stretched to the range of bytes.
-    captions: texts to write below the rows, if any.
+    captions: texts to write above the rows, if any.
 
   Returns:
     uint8 [height, width, 3].
@@ -97,9 +99,9 @@ def strips(headings: Sequence[str], columns: Sequence[np.ndarray], levels: int,
   columns, captions = [column[:_MAX_STRIPS] for column in columns], captions[:_MAX_STRIPS]
   if columns[0].ndim == 5:
     videos = np.stack(columns, axis=1)
-    below = [': '.join(filter(None, words)) for words in zip(
+    above = [': '.join(filter(None, words)) for words in zip(
         itertools.cycle(headings), _apart(captions or [''] * len(videos), len(columns)))]
-    return grid(videos.reshape(-1, *videos.shape[2:]), levels, 1, 64 * len(columns) * len(videos), below)
+    return grid(videos.reshape(-1, *videos.shape[2:]), levels, 1, 64 * len(columns) * len(videos), above)
   height = max(column.shape[1] for column in columns)
   scales = [height // column.shape[1] for column in columns]
   same = [column.repeat(scale, axis=1).repeat(scale, axis=2) for column, scale in zip(columns, scales)]

@@ -13,7 +13,10 @@ from tqdm import tqdm
 
 from image_transformer import devices
 
-_SECONDS = float(os.environ.get('PROGRESS_SECONDS', 30))
+try:
+  _SECONDS = float(os.environ['PROGRESS_SECONDS'])
+except (KeyError, ValueError):
+  _SECONDS = 30.0
 
 
 class _Lines:

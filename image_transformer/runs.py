@@ -87,7 +87,7 @@ def own(workdir: epath.Path, config: Config) -> Iterator[None]:
   with contextlib.ExitStack() as stack:
     if devices.is_first():
       try:
-        _check_free(workdir, config)
+        check_free(workdir, config)
         stack.enter_context(lock(workdir))
         write_config(workdir, config)
       except (InputError, OSError) as first_error:
@@ -103,7 +103,7 @@ def write_config(workdir: epath.Path, config: Config) -> None:
   Raises:
     InputError: if the workdir holds another run; nothing is changed then.
   """
-  _check_free(workdir, config)
+  check_free(workdir, config)
   write_whole(workdir / 'config.json', json.dumps(dataclasses.asdict(config), indent=2) + '\n')
 
 
@@ -117,7 +117,7 @@ def check_workdir(workdir: epath.Path) -> None:
   if (workdir / weights.FILE).exists():
     raise InputError(f'{workdir} holds exported weights, which cannot be trained there; choose another workdir, with '
                      f'init_from={workdir} to begin with them.')
-  begun = re.compile(r'lock|config\.json\.part|pictures|\..*|.*\.(log|out|err)')
+  begun = re.compile(r'lock|config\.json\.\d+\.part|pictures|\..*|.*\.(log|out|err)')
   if not (workdir / 'config.json').exists() and workdir.is_dir() and any(
       not begun.fullmatch(path.name) for path in workdir.iterdir()):
     raise InputError(f'{workdir} is not empty and holds no run; choose another workdir.')
@@ -128,10 +128,19 @@ def check_workdir(workdir: epath.Path) -> None:
                        'choose another workdir.')
 
 
-def _check_free(workdir, config):
+def check_free(workdir: epath.Path, *configs: Config) -> None:
+  """Checks that a run of one of these configurations can be written to a folder, or resumed there.
+
+  Raises:
+    InputError: if the folder holds something else, or cannot be written.
+  """
   check_workdir(workdir)
   if saved_steps(workdir) or (workdir / 'results.json').exists():
-    check_same_run(workdir, read_config(workdir), config)
+    old = read_config(workdir)
+    if all(differences(old, config) for config in configs):
+      check_same_run(workdir, old, configs[0])
+  step, steps = max(saved_steps(workdir), default=0), configs[0].train.steps
+  check(step <= steps, 'train.steps', steps, f'at least {step}, the step of the run in {workdir}')
 
 
 def check_same_run(workdir: epath.PathLike, old: Config, new: Config) -> None:

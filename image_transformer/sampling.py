@@ -98,6 +98,11 @@ def check_number(num_images: object) -> None:
 def make_sampler(model: ImageTransformer, batch_size: int, num_kept: int = 0) -> Callable[..., Any]:
   """Returns draw(params, seed, num_images, given, temperature, images), which compiles at its first call.
 
+  Args:
+    model: the model.
+    batch_size: images drawn at a time over all devices; rounded up to fill every device.
+    num_kept: how many positions are kept of `images`, in order of generation.
+
   Args of `draw`:
     params: the parameters, one copy on every device (`devices.replicate`).
     seed: image i is a function of (seed, i).

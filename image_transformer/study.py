@@ -12,17 +12,17 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import json
+import operator
 import pathlib
-import shutil
 from typing import Any
 
 from etils import epath
 import numpy as np
 
 from image_transformer import pictures
-from image_transformer.checks import check
+from image_transformer.config import ImageSpec, check
 from image_transformer.errors import InputError
-from image_transformer.workdir import write_whole
+from image_transformer.workdir import parse_json, write_whole
 
 FORMS = 'choice', 'single'  # a photograph and a generated image side by side, or one of them
 _PAGE = pathlib.Path(__file__).with_name('study_page')
@@ -33,14 +33,14 @@ _KEYS = 'f', 'j'
 _EXPOSURES_MS = 1_000, 2_000  # in between
 # Rules of exclusion.
 _LEAST_CAUGHT = 0.75  # share of catch trials that a judge must get right
-_LEAST_ANSWERED = 0.5  # share of the plan's other trials that a judge must answer
+_LEAST_ANSWERED = 0.5  # share of the plan's main trials that a judge must answer
 _LEAST_MEDIAN_RT = 200  # ms
 _MOST_OFF = 100  # ms by which an exposure may differ from what was planned
 _DRAWS = 2_000  # of the bootstrap
 
 # What a line of answers holds, at least.
-_FIELDS = ('study', 'judge', 'plan', 'trial', 'kind', 'image', 'temperature', 'model', 'form', 'answer', 'chosen',
-           'rt_ms', 'exposure_ms', 'exposure_measured_ms')
+_FIELDS = ('study', 'judge', 'plan', 'trial', 'kind', 'image', 'temperature', 'model', 'form', 'num_main', 'answer',
+           'chosen', 'rt_ms', 'exposure_ms', 'exposure_measured_ms')
 
 INSTRUCTIONS = {
     'choice': '<p>You will see two images side by side for one to two seconds. One is a photograph, the other was made '
@@ -56,27 +56,32 @@ _TO_FILL_IN = {
     'contact': '[name and address]', 'completion_code': '', 'completion_url': ''}
 
 
-def write(folder: epath.Path, originals: np.ndarray, generated: Mapping[float, np.ndarray], levels: int, model: str,
-          form: str = 'choice', seed: int = 0) -> None:
+def check_choices(form: str, spec: ImageSpec, number: int, num_temperatures: int) -> None:
+  """Raises InputError if there can be no study of this form with so many images and temperatures."""
+  check(form in FORMS, 'form', form, f'one of {", ".join(FORMS)}')
+  check(not spec.frames, 'mode', 'study', 'another for videos')
+  least = _PRACTICE + max(2 * num_temperatures, 4)
+  check(number >= least, 'num_inputs', number, f'at least {least}: {_PRACTICE} are for practice')
+
+
+def write(folder: epath.Path, originals: np.ndarray, generated: Mapping[float, np.ndarray], spec: ImageSpec,
+          model: str, form: str = 'choice', seed: int = 0) -> None:
   """Makes a study.
 
   Args:
     folder: where; it must not exist yet.
     originals: integers [N, H, W, C]; the first few are for practice.
     generated: an image for each original, [N, H, W, C], by temperature.
-    levels: of intensities.
+    spec: what the images are.
     model: what to call the model in the answers.
     form: a name in `FORMS`.
     seed: of plans, exposures and masks.
 
   Raises:
-    InputError: if there are too few images.
+    InputError: see `check_choices`.
   """
-  check(form in FORMS, 'form', form, f'one of {", ".join(FORMS)}')
-  check(originals.ndim == 4, 'mode', 'study', 'another for videos')
-  number, height, width, _ = originals.shape
-  least = _PRACTICE + max(2 * len(generated), 4)
-  check(number >= least, 'num_inputs', number, f'at least {least}: {_PRACTICE} are for practice')
+  number, height, width, levels = len(originals), spec.height, spec.width, spec.levels
+  check_choices(form, spec, number, len(generated))
   scale = -(-_SIDE // min(height, width))
   large = lambda image: pictures.as_bytes(image, levels).repeat(scale, axis=0).repeat(scale, axis=1)
   files = {f'images/{i:04d}_photograph.png': image for i, image in enumerate(originals)}
@@ -94,8 +99,8 @@ def write(folder: epath.Path, originals: np.ndarray, generated: Mapping[float, n
       'mask': 'images/mask.png', 'fixation_ms': 500, 'mask_ms': 250, 'response_ms': 4_000, 'plans': plans}
   study['id'] = hashlib.sha256(json.dumps(study).encode()).hexdigest()[:8]
   write_whole(folder / 'study.json', json.dumps(study, indent=1) + '\n')
-  for path in sorted(_PAGE.iterdir()):
-    shutil.copyfile(path, folder / path.name)
+  for path in sorted(_PAGE.glob('*.*')):  # an installed package has a folder of compiled files beside them
+    write_whole(folder / path.name, path.read_bytes())
 
 
 def _plan(number: int, temperatures: Sequence[float], form: str, judge: int, seed: int,
@@ -115,10 +120,13 @@ def _plan(number: int, temperatures: Sequence[float], form: str, judge: int, see
     own = [t for t, (one, _, _) in enumerate(shown) if one == kind]
     sides |= dict(zip(own, rng.permutation(np.arange(len(own)) % 2).tolist()))
   plan = []
+  if form == 'single':  # only what is made can be easy to tell
+    sides |= {t: 1 for t, (kind, _, _) in enumerate(shown) if kind == 'catch'}
   for t, (kind, i, temperature) in enumerate(shown):
     made = f'images/{i:04d}_' + ('catch' if kind == 'catch' else f'temperature{temperature:g}') + '.png'
     both = [f'images/{i:04d}_photograph.png', made]
     plan.append({'kind': kind, 'image': i, 'temperature': temperature, 'model': model, 'form': form,
+                 'num_main': len(main),
                  'images': (both[::-1] if sides[t] else both) if form == 'choice' else [both[sides[t]]],
                  # The key for the photograph's side; of a single image, for whether it is one.
                  'answer': sides[t], 'exposure_ms': int(rng.randint(_EXPOSURES_MS[0], _EXPOSURES_MS[1] + 1))})
@@ -127,9 +135,10 @@ def _plan(number: int, temperatures: Sequence[float], form: str, judge: int, see
 
 @dataclasses.dataclass(frozen=True)
 class Fooled:
-  """How often people were fooled by one model at one temperature."""
+  """How often people were fooled by one model at one temperature, in studies of one form."""
 
   model: str
+  form: str
   temperature: float
   share: float
   interval: tuple[float, float]  # 95 %, by a bootstrap over judges and images
@@ -140,6 +149,8 @@ class Fooled:
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
+  """What the answers say."""
+
   fooled: list[Fooled]
   excluded: dict[str, str]  # judges that were left out, and why
   num_judges: int  # before that
@@ -150,28 +161,42 @@ class Analysis:
 def read_answers(paths: Sequence[epath.Path]) -> list[dict[str, Any]]:
   """The lines of answers in files, or in all .jsonl files of folders; the last line of a closed page may be cut off.
 
+  Where a judge answered a trial twice, or a line is in two files, the first counts.
+
   Raises:
     InputError: if a file cannot be read as answers.
   """
   files = [file for path in paths for file in (sorted(path.glob('*.jsonl')) if path.is_dir() else [path])]
-  lines = []
+  lines: dict[tuple, dict[str, Any]] = {}
   for file in files:
     if not file.exists():
       raise InputError(f'{file} does not exist: name files or folders of answers.')
-    content = file.read_text().splitlines()
+    content = file.read_bytes().splitlines()
     for number, text in enumerate(content, 1):
       try:
-        line = json.loads(text)
-        line = {name: line[name] for name in _FIELDS}
-      except (ValueError, TypeError, KeyError) as error:
+        line = parse_json(text, _answer)
+      except ValueError as error:
         if number == len(content):
           continue
         raise InputError(f'{file}, line {number}, is not an answer of a study: restore it, or leave the file out.'
                          ) from error
-      lines.append(line | {'judge': f'{line["study"]}/{line["judge"]}'})
+      lines.setdefault((line['judge'], line['trial']), line)
   if not lines:
     raise InputError(f'{", ".join(map(str, paths))}: there are no answers there.')
-  return lines
+  return list(lines.values())
+
+
+def _answer(line: Any) -> dict[str, Any]:
+  """A line of answers, checked; judges and images of different studies are different."""
+  line = {name: line[name] for name in _FIELDS}
+  numbers = [line[name] for name in ('trial', 'num_main', 'answer', 'exposure_ms')]
+  numbers += [] if line['chosen'] is None else [line['chosen'], line['rt_ms']]
+  numbers += [] if line['kind'] != 'main' else [line['temperature']]
+  # How long a page in the background showed an image is not known.
+  numbers += [] if line['exposure_measured_ms'] is None else [line['exposure_measured_ms']]
+  if not all(isinstance(number, int | float) for number in numbers) or line['form'] not in FORMS:
+    raise ValueError('not an answer')
+  return line | {'judge': f'{line["study"]}/{line["judge"]}', 'image': f'{line["study"]}/{line["image"]}'}
 
 
 def excluded(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -180,9 +205,8 @@ def excluded(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
   for judge in dict.fromkeys(line['judge'] for line in lines):
     own = [line for line in lines if line['judge'] == judge]
     catch = [line['chosen'] == line['answer'] for line in own if line['kind'] == 'catch']
-    others = [line for line in own if line['kind'] == 'main']
-    answered = [line['rt_ms'] for line in others if line['chosen'] is not None]
-    if len(answered) < _LEAST_ANSWERED * max(len(others), 1) or not catch:
+    answered = [line['rt_ms'] for line in own if line['kind'] == 'main' and line['chosen'] is not None]
+    if len(answered) < _LEAST_ANSWERED * own[0]['num_main'] or not catch:
       found[judge] = 'answered too little'
     elif np.mean(catch) < _LEAST_CAUGHT:
       found[judge] = f'{np.mean(catch):.0%} of catch trials right'
@@ -192,7 +216,7 @@ def excluded(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def analyse(lines: Sequence[Mapping[str, Any]], seed: int = 0) -> Analysis:
-  """How often people were fooled, by model and temperature.
+  """How often people were fooled, by model, form and temperature, from lines as `read_answers` returns them.
 
   In the form `choice` by taking the generated image for the photograph, of two; in `single` by taking a generated image
   for a photograph.
@@ -200,16 +224,18 @@ def analyse(lines: Sequence[Mapping[str, Any]], seed: int = 0) -> Analysis:
   out = excluded(lines)
   main = [line for line in lines if line['kind'] == 'main']
   kept = [line for line in main if line['judge'] not in out and line['chosen'] is not None and
+          line['exposure_measured_ms'] is not None and
           abs(line['exposure_measured_ms'] - line['exposure_ms']) <= _MOST_OFF and
           (line['form'] == 'choice' or line['answer'] == 1)]
   rows = []
-  for model, temperature in sorted({(line['model'], line['temperature']) for line in kept}):
-    own = [line for line in kept if (line['model'], line['temperature']) == (model, temperature)]
+  kind = operator.itemgetter('model', 'form', 'temperature')
+  for model, form, temperature in sorted(set(map(kind, kept))):
+    own = [line for line in kept if kind(line) == (model, form, temperature)]
     fooled = np.array([line['chosen'] != line['answer'] for line in own], float)
     judges, judge = np.unique([line['judge'] for line in own], return_inverse=True)
     images, image = np.unique([line['image'] for line in own], return_inverse=True)
-    rows.append(Fooled(model, temperature, float(fooled.mean()), _interval(fooled, judge, image, seed), len(judges),
-                       len(images), len(own)))
+    rows.append(Fooled(model, form, temperature, float(fooled.mean()), _interval(fooled, judge, image, seed),
+                       len(judges), len(images), len(own)))
   return Analysis(rows, out, len({line['judge'] for line in lines}), len(main), len(kept))
 
 
@@ -231,11 +257,12 @@ def table(analysis: Analysis, published: Sequence[tuple[str, str, str]] = ()) ->
     analysis: as `analyse` returns it.
     published: models, temperatures and percentages, to compare with.
   """
-  rows = ['| model | temperature | fooled, % | 95 % interval | judges | images | trials |', '|---' * 7 + '|']
-  rows += [f'| {row.model} | {row.temperature:g} | {100 * row.share:.2f} | {100 * row.interval[0]:.1f} to '
+  rows = ['| model | form | temperature | fooled, % | 95 % interval | judges | images | trials |', '|---' * 8 + '|']
+  rows += [f'| {row.model} | {row.form} | {row.temperature:g} | {100 * row.share:.2f} | {100 * row.interval[0]:.1f} to '
            f'{100 * row.interval[1]:.1f} | {row.num_judges} | {row.num_images} | {row.num_trials} |'
            for row in analysis.fooled]
-  rows += [f'| {model}, published | {temperature} | {fooled} | | | | |' for model, temperature, fooled in published]
+  rows += [f'| {model}, published | {FORMS[0]} | {temperature} | {fooled} | | | | |'
+           for model, temperature, fooled in published]
   left = len(analysis.excluded)
   rows += ['', f'{analysis.num_judges - left} of {analysis.num_judges} judges and {analysis.num_kept:,} of '
            f'{analysis.num_trials:,} trials are used.',

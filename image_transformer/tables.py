@@ -76,7 +76,9 @@ def collect(folder: epath.PathLike) -> list[Found | Damaged]:
   all_found: list[Found | Damaged] = []
   for path in sorted(path for path, _, names in folder.walk() if any(map(reports.is_results, names))):
     try:
-      all_found += [Found(path, runs.read_config(path), *found) for found in reports.read_reports(path)]
+      config = runs.read_config(path)
+      data.image_spec(config)  # a dataset may be known to another version only
+      all_found += [Found(path, config, *found) for found in reports.read_reports(path)]
     except InputError as error:
       all_found.append(Damaged(path, str(error)))
   return all_found

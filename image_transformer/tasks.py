@@ -15,7 +15,7 @@ from image_transformer.config import Config, check
 from image_transformer.configs import paper
 from image_transformer.data import image_spec
 from image_transformer.errors import InputError, RunError, some
-from image_transformer.inputs import read_inputs, read_named_inputs
+from image_transformer.inputs import read_inputs
 from image_transformer.library import Run
 from image_transformer.model import CONDITIONS, make_model
 from image_transformer.paths import as_path
@@ -64,7 +64,7 @@ class Task:
     given, columns = default_given(run.model.conditions, number)
     typed, source = self._typed(number), ''
     if given.keys() | typed.keys() != run.model.conditions.keys():  # as in training, all come from the inputs
-      inputs, source = read_inputs(run, None, number), run.config.eval.split
+      (inputs, _), source = read_inputs(run, None, number), run.config.eval.split
       given = {name: inputs[name][np.arange(number) % len(inputs[name])] for name in run.model.conditions}
     given |= typed
     for temperature in self._temperatures():
@@ -185,13 +185,14 @@ class Task:
 
   def study(self, output: str, form: str = 'choice') -> None:
     """Makes a study of how often people take generated images for originals; see `study.write`."""
-    folder = _new(output)
+    folder, spec = _new(output), self.run.model.spec
     inputs = self._inputs(originals=True, default=54)
+    study.check_choices(form, spec, len(inputs['image']), len(self._temperatures()))  # before anything is drawn
     given = {name: inputs[name] for name in self.run.model.conditions}
     number = len(inputs['image'])
     generated = {temperature: self.run.draw(number, given, temperature, self.seed)[0]
                  for temperature in self._temperatures()}
-    study.write(folder, inputs['image'], generated, self.run.model.spec.levels, self.run.workdir.name, form, self.seed)
+    study.write(folder, inputs['image'], generated, spec, self.run.workdir.name, form, self.seed)
     print(f'Wrote {output}: fill in the texts of study.json, then python {output}/serve.py')
 
   def _typed(self, number):
@@ -212,7 +213,7 @@ class Task:
 
   def _named_inputs(self, originals, default, exact, without=()):
     number = default if self.num_inputs is None else self.num_inputs
-    inputs, files = read_named_inputs(self.run, self.input, number, exact)
+    inputs, files = read_inputs(self.run, self.input, number, exact)
     inputs |= self._typed(len(next(iter(inputs.values()))))
     check('image' in inputs or not originals, 'input', self.input,
           'images of the size that the model generates, or larger')

@@ -25,7 +25,7 @@ from image_transformer.optimizers import learning_rate, make_optimizer
 from image_transformer.paths import as_path, is_address
 from image_transformer.progress import Progress
 from image_transformer.reports import write_evaluation
-from image_transformer.runs import TrainedOn, check_workdir, own, read_trained_on, write_trained_on
+from image_transformer.runs import TrainedOn, check_free, own, read_trained_on, write_trained_on
 from image_transformer.sampling import make_sampler
 from image_transformer.start import compiled_step, summary, training_flops
 from image_transformer.state import init_state
@@ -62,8 +62,6 @@ class Trainer:
   def __init__(self, config: Config, workdir: epath.Path):
     self.model = check_config(config)
     step = max(saved_steps(workdir), default=None)
-    check(step is None or step <= config.train.steps, 'train.steps', config.train.steps,
-          f'at least {step}, the step of the run in {workdir}')
     self.config = config
     self.workdir = workdir
     self.train_source = data.open_split(config, config.train.split)
@@ -333,5 +331,5 @@ def _check(config: Config | Mapping[str, Any],
   folder = as_path(workdir)
   model = check_config(config)
   if jax.process_count() == 1:  # another process may have begun to write there already
-    check_workdir(folder)
+    check_free(folder, config, *([data.as_stand_in(config)] if config.stand_in else []))
   return config, folder, model

@@ -102,6 +102,8 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
+  """Two dense layers with a ReLU in between, for each position (paper section 3.2)."""
+
   config: ModelConfig
 
   @nn.compact

@@ -19,7 +19,7 @@ def write_whole(path: epath.Path, content: str | bytes) -> None:
   if not devices.is_first():
     return
   path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(path.name + '.part')
+  part = path.with_name(f'{path.name}.{os.getpid()}.part')  # another process may write the same file
   with part.open('wb') as file:
     file.write(content.encode() if isinstance(content, str) else content)
     file.flush()

@@ -39,6 +39,11 @@ def small_sizes(monkeypatch):
   monkeypatch.setattr(urllib.request, 'urlopen', offline)
 
 
+def test_datasets_are_not_read_from_buckets():
+  with pytest.raises(InputError, match="data_dir is 'gs://bucket/tfds', but must be a local folder"):
+    data.check_data(named('digits', 'gs://bucket/tfds'))
+
+
 def named(dataset, data_dir, **kwargs):
   return Config(dataset=dataset, data_dir=str(data_dir), **kwargs)
 

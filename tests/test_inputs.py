@@ -44,17 +44,17 @@ def write(folder, *shapes, seed=0):
 
 def test_files_of_any_size_are_cut_and_made_smaller(make_run, tmp_path):
   pictures = write(tmp_path, (32, 32, 3), (50, 37, 3), (33, 200, 3))
-  inputs = read_inputs(make_run(), tmp_path, 0)
+  inputs, _ = read_inputs(make_run(), tmp_path, 0)
   assert inputs.keys() == {'image'} and inputs['image'].dtype == np.uint8
   np.testing.assert_array_equal(inputs['image'], [fit(picture, 32, 32) for picture in pictures])
-  inputs = read_inputs(make_run(upscale=4), tmp_path / '1.png', 0)
+  inputs, _ = read_inputs(make_run(upscale=4), tmp_path / '1.png', 0)
   np.testing.assert_array_equal(inputs['image'], [fit(pictures[1], 32, 32)])
   np.testing.assert_array_equal(inputs['low_res'], [fit(pictures[1], 8, 8)])  # as data sets of larger images do
 
 
 def test_files_of_the_small_size_are_taken_as_they_are(make_run, tmp_path):
   pictures = write(tmp_path, (8, 8, 3), (8, 8, 3))
-  inputs = read_inputs(make_run(upscale=4), tmp_path, 0)
+  inputs, _ = read_inputs(make_run(upscale=4), tmp_path, 0)
   assert inputs.keys() == {'low_res'}  # of no original
   np.testing.assert_array_equal(inputs['low_res'], pictures)
 
@@ -76,7 +76,7 @@ def test_a_file_that_is_too_small_is_named(make_run, tmp_path, upscale):
 def test_files_in_colour_become_grey_with_the_models_levels(make_run, tmp_path):
   Image.fromarray(np.full((8, 8, 3), 255, np.uint8)).save(tmp_path / '0.png')
   Image.fromarray(np.full((9, 9, 3), [0, 128, 0], np.uint8)).save(tmp_path / '1.png')
-  image = read_inputs(make_run('digits'), tmp_path, 0)['image']
+  image = read_inputs(make_run('digits'), tmp_path, 0)[0]['image']
   assert image.shape == (2, 8, 8, 1) and image.dtype == np.uint8
   assert (image[0] == 16).all() and (image[1] == 5).all()  # 0.587 * 128 / 255 * 16 = 4.7
 
@@ -84,24 +84,38 @@ def test_files_in_colour_become_grey_with_the_models_levels(make_run, tmp_path):
 def test_images_of_the_split_as_files_give_what_the_split_gives(make_run, tmp_path):
   """The small image too: it is made of the data set's levels, not of a file's bytes."""
   run = make_run('digits', upscale=2)
-  from_split = read_inputs(run, None, 20)
+  from_split, _ = read_inputs(run, None, 20)
   for i, image in enumerate(from_split['image'][..., 0]):
     Image.fromarray(np.round(image / 16 * 255).astype(np.uint8)).save(tmp_path / f'{i:02}.png')
-  for name, values in read_inputs(run, tmp_path, 0).items():
+  for name, values in read_inputs(run, tmp_path, 0)[0].items():
     np.testing.assert_array_equal(values, from_split[name], err_msg=name)
+
+
+def test_a_still_image_among_videos_is_left_out(data_dir, tmp_path, capsys):
+  model = ModelConfig(query_block=(1, 4, 16), memory_flange=(1, 4, 0))
+  config = Config(dataset='moving_digits', data_dir=data_dir, model=model)
+  run = Run(config, make_model(model, data.image_spec(config)), {}, 0, epath.Path())
+  (tmp_path / 'clip').mkdir()
+  write(tmp_path / 'clip', *[(16, 16)] * 8)
+  write(tmp_path, (16, 16))
+  assert read_inputs(run, tmp_path, 0)[0]['image'].shape == (1, 8, 16, 16, 1)
+  assert f'{tmp_path} has 1 frames' in capsys.readouterr().err
+  (tmp_path / 'clip' / '7.png').unlink()
+  with pytest.raises(InputError, match='clip has 7 frames, but must have 8'):
+    read_inputs(run, tmp_path / 'clip', 0)
 
 
 @pytest.mark.parametrize('number, expected', [(0, 3), (2, 2), (5, 3)])
 def test_the_first_files_by_name(make_run, tmp_path, number, expected):
   pictures = write(tmp_path, *[(32, 32, 3)] * 3)
-  np.testing.assert_array_equal(read_inputs(make_run(), tmp_path, number)['image'], pictures[:expected])
+  np.testing.assert_array_equal(read_inputs(make_run(), tmp_path, number)[0]['image'], pictures[:expected])
 
 
 @pytest.mark.parametrize('split, number, expected', [('test', 3, 3), ('test[:4]', 0, 4), ('train[-2:]', 9, 2)])
 def test_without_files_the_first_images_of_the_evaluated_split(make_run, split, number, expected):
   run = make_run('digits', upscale=2)
   config = dataclasses.replace(run.config, eval=dataclasses.replace(run.config.eval, split=split))
-  inputs = read_inputs(dataclasses.replace(run, config=config), None, number)
+  inputs, _ = read_inputs(dataclasses.replace(run, config=config), None, number)
   source = data.open_split(config, split)
   assert inputs.keys() == {'image', 'low_res', 'label'}
   for name, values in inputs.items():
@@ -112,7 +126,7 @@ def test_files_of_a_folder_that_are_no_images_are_left_out(make_run, tmp_path, c
   pictures = write(tmp_path, (32, 32, 3), (32, 32, 3))
   (tmp_path / '0.db').write_bytes(b'\xd0\xcf\x11\xe0')  # before the pictures
   (tmp_path / 'gone.png').symlink_to(tmp_path / 'nothing')
-  np.testing.assert_array_equal(read_inputs(make_run(), tmp_path, 2)['image'], pictures)
+  np.testing.assert_array_equal(read_inputs(make_run(), tmp_path, 2)[0]['image'], pictures)
   said = capsys.readouterr().err
   assert f'Warning: {tmp_path}/0.db is not a PNG, JPEG or WebP image, and left out.' in said
   assert f'Warning: {tmp_path}/gone.png is a link to nothing, and left out.' in said

@@ -78,6 +78,7 @@ WRONG_LABELS = {
     'negative': (LABELS - 1, 'label holds -1, but must be in 0..9'),
     'ten of ten': (LABELS + 7, 'label holds 10, but must be in 0..9'),
     'floats': (LABELS * 1.0, 'of type float64, but must be integers in 0..9'),
+    'ragged': ([[0], [1, 2], [3], [4]], 'label'),
     'words': (['one', 'two', 'three', 'four'], 'label is of type'),
     'one that is too large': (10, 'label holds 10'),
 }
@@ -121,7 +122,7 @@ def test_wrong_labels_are_refused(digits, name):
   refused(says, digits.log_prob, GOOD, label=labels)
   refused(says, digits.complete, GOOD, rows=4, label=labels)
   refused(says, digits.sample, 4, label=labels)
-  if np.ndim(labels):
+  if isinstance(labels, list | np.ndarray):
     refused(says, eager, digits, GOOD, {'label': labels})
     refused(says, sample, digits.model, digits.variables, jax.random.split(jax.random.key(0), 4), {'label': labels})
 
@@ -160,7 +161,8 @@ def test_conditions_of_a_model_without_any_are_refused():
     lambda run: run.complete(GOOD, rows=0, label=LABELS), lambda run: run.complete(GOOD, rows=8, label=LABELS),
     lambda run: run.complete(GOOD, rows='4', label=LABELS), lambda run: run.complete(GOOD, rows=None, label=LABELS),
     lambda run: run.enlarge(SMALL), lambda run: run.evaluate('tset'), lambda run: run.evaluate(num_images=-1),
-    lambda run: run.evaluate(num_images=10**6), lambda run: run.examples(0), lambda run: run.examples(10**6)])
+    lambda run: run.evaluate(num_images=10**6), lambda run: run.examples(0), lambda run: run.examples(10**6),
+    lambda run: run.scores(GOOD, label=3)])
 def test_wrong_numbers_are_refused(digits, wrong):
   refused('must be|has|is unknown|cannot', wrong, digits)
 
@@ -254,6 +256,14 @@ def test_completions_keep_rows_and_enlargements_have_the_size_of_the_model(digit
   np.testing.assert_array_equal(large, superres.sample(4, low_res=SMALL, label=LABELS))
   images, given = superres.examples(4)
   assert superres.log_prob(images, **given).shape == (4,) and given['low_res'].shape == (4, 4, 4, 1)
+
+
+def test_compression_does_not_depend_on_the_users_settings_of_jax(digits):
+  images = np.concatenate([GOOD] * 6)
+  content = digits.compress(images, label=3)
+  with jax.enable_x64(True), jax.numpy_dtype_promotion('strict'), jax.transfer_guard('disallow'):
+    assert digits.compress(images, label=3) == content
+    np.testing.assert_array_equal(digits.decompress(content), images)
 
 
 def test_many_images_go_through_in_batches(digits, monkeypatch):

@@ -287,6 +287,25 @@ def test_evaluating_does_not_care_for_how_long_a_configuration_trains(call, digi
   assert code == 0 and 'step 3.' in printed, printed
 
 
+def test_another_run_is_refused_before_its_data_are_prepared(call, digits, tmp_path):
+  for more in ([], ['--dry_run']):
+    code, printed = call('--config=digits', f'--workdir={digits}', f'--config.data_dir={tmp_path / "data"}', *more)
+    assert code == 2 and 'holds another run: model.num_layers (1 there' in printed and printed.count('\n') == 1
+    code, printed = call('--config=digits', *TINY[1:], f'--workdir={digits}', '--config.train.steps=1', *more)
+    assert code == 2 and 'train.steps is 1' in printed.splitlines()[-1], printed
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_began_with_another_is_evaluated_by_the_same_names(call, digits, data_dir, tmp_path, monkeypatch):
+  monkeypatch.chdir(digits.parent)
+  arguments = ['--config=digits', *TINY[1:], f'--config.init_from={digits.name}', f'--config.data_dir={data_dir}',
+               f'--workdir={tmp_path / "run"}']
+  code, printed = call(*arguments)
+  assert code == 0, printed
+  code, printed = call(*arguments, '--mode=eval')
+  assert code == 0, printed
+
+
 @pytest.mark.parametrize('run, arguments, says', [
     ('digits', '--mode=train --average_checkpoints=2', '--average_checkpoints means nothing to --mode=train'),
     ('digits', '--mode=picture --kind=heads', "--kind is 'heads', but must be attention, memory, bits or curves"),
@@ -426,13 +445,15 @@ def test_names_on_the_command_line(call, tmp_path, arguments, code, says):
   assert not list(tmp_path.iterdir())
 
 
-def test_a_configuration_by_name_is_the_file(call, tmp_path, data_dir):
-  for name in ('digits', 'configs/digits.py'):
+def test_a_configuration_by_name_is_the_file(call, tmp_path, data_dir, monkeypatch):
+  (tmp_path / 'here' / 'digits').mkdir(parents=True)  # a folder of this name means nothing
+  monkeypatch.chdir(tmp_path / 'here')
+  for name in ('digits', f'{ROOT}/configs/digits.py'):
     arguments = [f'--config={name}', *TINY[1:], f'--config.data_dir={data_dir}']
     assert call('--mode=picture', '--kind=memory', f'--config={name}', f'--workdir={tmp_path / "pictures"}')[0] == 0
-    code, printed = call(*arguments, '--config.train.steps=1', f'--workdir={tmp_path / name.replace("/", "_")}')
+    code, printed = call(*arguments, '--config.train.steps=1', f'--workdir={tmp_path / name[-9:].strip("/")}')
     assert code == 0, printed
-  assert load(tmp_path / 'digits' / 'config.json') == load(tmp_path / 'configs_digits.py' / 'config.json')
+  assert load(tmp_path / 'digits' / 'config.json') == load(tmp_path / 'digits.py' / 'config.json')
 
 
 CONFIGS = sorted({path.name for path in (ROOT / 'configs').glob('*.py')} - {'__init__.py', 'base.py', 'paper.py'} |

@@ -93,9 +93,9 @@ def test_a_grid_of_a_class_each_says_which():
   given, columns = default_given(model.conditions, 7)
   plain = pictures.grid(images, model.spec.levels, columns)
   captioned = pictures.grid_of(model, given, images, columns)
-  assert captioned.shape[1] == plain.shape[1] and captioned.shape[0] - plain.shape[0] == 3 * 12
+  assert captioned.shape[1] == plain.shape[1] and captioned.shape[0] - plain.shape[0] == 3 * (12 + 6)
   rows = np.array_split(captioned.max(axis=(1, 2)) > 200, 3)
-  assert all(row.any() for row in rows) and plain.max() < 200, 'text below each row of images'
+  assert all(row.any() for row in rows) and plain.max() < 200, 'text above each row of images'
 
 
 @pytest.mark.parametrize('name', ['1d_dmol', '1d_text'])

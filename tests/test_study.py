@@ -1,7 +1,9 @@
 """The study of judges: plans are balanced, answers are kept, and the analysis finds the rate that there is."""
 
 import collections
+import compileall
 import json
+import shutil
 import subprocess
 import sys
 import urllib.error
@@ -27,7 +29,7 @@ def made(request, tmp_path_factory):
   folder = tmp_path_factory.mktemp('study') / request.param
   originals = random_images(SPEC, NUMBER)
   generated = {temperature: random_images(SPEC, NUMBER, seed=i + 1) for i, temperature in enumerate(TEMPERATURES)}
-  study.write(epath.Path(folder), originals, generated, 256, 'tiny', request.param, seed=3)
+  study.write(epath.Path(folder), originals, generated, SPEC, 'tiny', request.param, seed=3)
   return folder, json.loads((folder / 'study.json').read_text()), originals, generated
 
 
@@ -44,7 +46,11 @@ def test_a_judge_sees_every_original_once_and_all_else_is_balanced(made):
     assert counts.keys() == set(TEMPERATURES) and max(counts.values()) - min(counts.values()) <= 1
     for kind in kinds:
       answers = collections.Counter(trial['answer'] for trial in plan if trial['kind'] == kind)
-      assert abs(answers[0] - answers[1]) <= 1
+      if kind == 'catch' and content['form'] == 'single':  # no photograph is easy to tell
+        assert answers == {1: kinds['catch']}
+      else:
+        assert abs(answers[0] - answers[1]) <= 1
+    assert {trial['num_main'] for trial in plan} == {kinds['main']}
     assert all(1000 <= trial['exposure_ms'] <= 2000 for trial in plan)
     for trial in main:
       of_images[trial['image']][trial['temperature']] += 1
@@ -80,7 +86,7 @@ def test_what_is_shown_is_what_the_plan_says(made):
 def test_a_seed_makes_the_same_study_again(made, tmp_path):
   folder, content, originals, generated = made
   for seed in (3, 4):
-    study.write(epath.Path(tmp_path / str(seed)), originals, generated, 256, 'tiny', content['form'], seed)
+    study.write(epath.Path(tmp_path / str(seed)), originals, generated, SPEC, 'tiny', content['form'], seed)
   assert (tmp_path / '3' / 'study.json').read_bytes() == (folder / 'study.json').read_bytes()
   assert json.loads((tmp_path / '4' / 'study.json').read_text())['plans'] != content['plans']
 
@@ -90,7 +96,7 @@ def test_a_seed_makes_the_same_study_again(made, tmp_path):
 def test_what_makes_no_study_is_refused(tmp_path, number, form, says):
   images = random_images(SPEC, number)
   with pytest.raises(InputError, match=says):
-    study.write(epath.Path(tmp_path / 'out'), images, {1.0: images}, 256, 'x', form)
+    study.write(epath.Path(tmp_path / 'out'), images, {1.0: images}, SPEC, 'x', form)
   assert not (tmp_path / 'out').exists()
 
 
@@ -142,8 +148,8 @@ def test_judges_who_are_always_right_guess_or_are_always_fooled(made, rate):
   if content['form'] == 'single':  # only generated images can fool
     assert analysis.num_kept < 0.6 * analysis.num_trials
   text = study.table(analysis, [('the paper', '0.8', '36.11 +- 2.5 %')])
-  assert '| the paper, published | 0.8 | 36.11 +- 2.5 % |' in text
-  assert '12 of 12 judges' in text and text.count('| tiny |') == 3
+  assert '| the paper, published | choice | 0.8 | 36.11 +- 2.5 % |' in text
+  assert '12 of 12 judges' in text and text.count(f'| tiny | {content["form"]} |') == 3
 
 
 def test_judges_are_left_out_by_the_rules(made):
@@ -153,7 +159,7 @@ def test_judges_are_left_out_by_the_rules(made):
   lines += answers_of(content, 1, lambda trial: 0.0 if trial['kind'] == 'catch' else 0.7, rng)
   lines += answers_of(content, 2, fooled_at(0.3), rng, rt_ms=90)
   lines += answers_of(content, 3, fooled_at(0.3), rng, chosen=None)
-  lines += answers_of(content, 4, fooled_at(0.3), rng)[:6]  # closed the page
+  lines += answers_of(content, 4, fooled_at(0.3), rng)[:4 + 16]  # closed the page after a catch trial
   lines += answers_of(content, 5, fooled_at(0.3), rng, exposure_measured_ms=3000.0)  # a slow machine
   analysis = study.analyse(lines)
   assert analysis.excluded == {'1': '0% of catch trials right', '2': 'answered in 90 ms', '3': 'answered too little',
@@ -176,6 +182,10 @@ def test_files_of_answers_are_read(tmp_path, made):
   (tmp_path / '0.jsonl').write_text('\n'.join(lines) + '\n' + lines[0][:50])  # cut off
   (tmp_path / '1.jsonl').write_text('')  # a page that was closed at once
   assert len(study.read_answers([epath.Path(tmp_path)])) == NUMBER
+  # What a judge saved as a file was sent before, in part.
+  (tmp_path / '2.jsonl').write_text('\n'.join(lines) + '\n')
+  assert len(study.read_answers([epath.Path(tmp_path)])) == NUMBER
+  (tmp_path / '2.jsonl').unlink()
   (tmp_path / '0.jsonl').write_text('\n'.join([lines[0], '{}', lines[1]]))
   with pytest.raises(InputError, match='0.jsonl, line 2, is not an answer'):
     study.read_answers([epath.Path(tmp_path)])
@@ -183,6 +193,45 @@ def test_files_of_answers_are_read(tmp_path, made):
     study.read_answers([epath.Path(tmp_path / '1.jsonl')])
   with pytest.raises(InputError, match='2.jsonl does not exist'):
     study.read_answers([epath.Path(tmp_path / '2.jsonl')])
+
+
+@pytest.mark.parametrize('second', [b'\x89PNG\xff', b'[' * 100_000, b'[]', b'7', b'{"judge": 1}', None])
+def test_what_is_no_answer_is_named(tmp_path, made, second):
+  _, content, _, _ = made
+  first, last = answers_of(content, 0, fooled_at(0.3), np.random.default_rng(0))[:2]
+  second = second or json.dumps(first | {'exposure_ms': 'long'}).encode()
+  (tmp_path / '0.jsonl').write_bytes(b'\n'.join([json.dumps(first).encode(), second, json.dumps(last).encode()]))
+  with pytest.raises(InputError, match='0.jsonl, line 2, is not an answer'):
+    study.read_answers([epath.Path(tmp_path)])
+
+
+def test_a_page_in_the_background_shows_nothing(tmp_path, made):
+  _, content, _, _ = made
+  lines = answers_of(content, 0, fooled_at(0.0), np.random.default_rng(0), exposure_measured_ms=None)
+  (tmp_path / '0.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+  assert study.analyse(study.read_answers([epath.Path(tmp_path)])).num_kept == 0
+
+
+def test_studies_of_two_forms_and_their_images_are_told_apart(tmp_path):
+  for form, rate in [('choice', 0.0), ('single', 1.0)]:
+    content = {'plans': [study._plan(NUMBER, [1.0], form, judge, 0, 'tiny') for judge in range(4)], 'id': form}
+    for judge in range(4):
+      lines = answers_of(content, judge, fooled_at(rate), np.random.default_rng(0))
+      (tmp_path / f'{form}{judge}.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+  lines = study.read_answers([epath.Path(tmp_path)])
+  assert [(row.form, row.share) for row in study.analyse(lines).fooled] == [('choice', 0.0), ('single', 1.0)]
+  assert len({line['judge'] for line in lines}) == 8 and len({line['image'] for line in lines}) == 2 * NUMBER
+
+
+def test_the_files_of_an_installed_package_are_copied(tmp_path, monkeypatch):
+  page = tmp_path / 'study_page'
+  shutil.copytree(study._PAGE, page, ignore=shutil.ignore_patterns('__pycache__'))
+  compileall.compile_dir(page, quiet=1)  # as pip does
+  assert (page / '__pycache__').exists()
+  monkeypatch.setattr(study, '_PAGE', page)
+  images = random_images(SPEC, 12)
+  study.write(epath.Path(tmp_path / 'out'), images, {1.0: images}, SPEC, 'x')
+  assert {'index.html', 'serve.py', 'study.js', 'study.json'} < {path.name for path in (tmp_path / 'out').iterdir()}
 
 
 @pytest.fixture
@@ -227,4 +276,5 @@ def test_the_answers_are_shown_beside_the_papers(tmp_path, made, capsys):
   (tmp_path / '0.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n')
   tasks.analyse_study([str(tmp_path)])
   out = capsys.readouterr().out
-  assert '| 1D, categorical, published | 0.8 | 35.94 +- 3.0 %' in out and '| tiny | 0.9 |' in out
+  assert '| 1D, categorical, published | choice | 0.8 | 35.94 +- 3.0 %' in out
+  assert f'| tiny | {content["form"]} | 0.9 |' in out

@@ -1,6 +1,10 @@
 """A workdir may be in a bucket: what is written there goes through one path library, and survives."""
 
 import os
+import pathlib
+import shutil
+import subprocess
+import sys
 
 from etils import epath
 import fsspec
@@ -55,13 +59,35 @@ def test_the_files_of_a_run_in_a_bucket(bucket, capsys):
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, capsys):
   path = epath.Path(tmp_path / 'folder' / 'file')
   write_whole(path, 'old')
-  os.mkdir(tmp_path / 'folder' / 'file.part')
+  part = tmp_path / 'folder' / f'file.{os.getpid()}.part'
+  os.mkdir(part)
   with survive('Writing a file'):
     write_whole(path, 'new')
   assert path.read_text() == 'old' and 'Warning: Writing a file failed (' in capsys.readouterr().err
-  os.rmdir(tmp_path / 'folder' / 'file.part')
+  os.rmdir(part)
   write_whole(path, b'new')
   assert path.read_text() == 'new' and os.listdir(tmp_path / 'folder') == ['file']
+
+
+def test_processes_that_write_the_same_file_do_not_meet(tmp_path):
+  path = epath.Path(tmp_path / 'file')
+  script = ('import sys; from etils import epath; from image_transformer.workdir import write_whole\n'
+            'for _ in range(1000): write_whole(epath.Path(sys.argv[1]), "a whole file")')
+  others = [subprocess.Popen([sys.executable, '-c', script, path]) for _ in range(2)]
+  assert [other.wait() for other in others] == [0, 0]
+  assert path.read_text() == 'a whole file' and os.listdir(tmp_path) == ['file']
+
+
+def test_the_commit_is_of_this_project_only(tmp_path, monkeypatch):
+  assert metrics.environment()['commit']
+  site = pathlib.Path(metrics.__file__).parents[1]
+  shutil.copytree(site / 'image_transformer', tmp_path / 'venv' / 'image_transformer', symlinks=True,
+                  ignore=shutil.ignore_patterns('*.pyc'))
+  git = ['git', '-C', str(tmp_path), '-c', 'user.name=x', '-c', 'user.email=x@example.com']
+  subprocess.run([*git, 'init', '--quiet'], check=True)
+  subprocess.run([*git, 'commit', '--quiet', '--allow-empty', '--message=x'], check=True)
+  monkeypatch.setattr(metrics, '__file__', str(tmp_path / 'venv' / 'image_transformer' / 'metrics.py'))
+  assert metrics.environment()['commit'] is None
 
 
 @pytest.mark.parametrize('mode', ['eval', 'table'])

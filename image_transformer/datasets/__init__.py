@@ -18,7 +18,7 @@ from image_transformer.datasets import celeba, cifar10, digits, folder, generate
 class Dataset:
   """One dataset. The builder finds what is already prepared, or prepares it.
 
-  Its examples hold `image`, and `label` where `spec.num_classes` is not 0.
+  Its examples hold `image`, `label` where `spec.num_classes` is not 0, and `text` where `spec.has_texts`.
   """
 
   spec: ImageSpec

@@ -50,7 +50,7 @@ def draw(bits: np.ndarray, exact: np.ndarray) -> Figure:
   panels = figure.subplots(2, len(bits) // 2, sharex=True, sharey=True)
   frames = np.arange(_GIVEN, _GIVEN + exact.shape[1]) + 1
   for axes, one, needed in zip(panels.flat, bits, exact):
-    axes.bar(frames, needed, color='#f2b15f', label='exact')
+    axes.bar(frames, needed, color='#f2b15f', label='needed')
     axes.plot(frames, one, 'o-', color='#c0302c', markersize=4, label='model')
     axes.grid(alpha=0.3)
   for axes in panels[-1]:
@@ -58,7 +58,7 @@ def draw(bits: np.ndarray, exact: np.ndarray) -> Figure:
   for axes in panels[:, 0]:
     axes.set_ylabel('bits')
   panels[0, 0].legend(fontsize=8)
-  figure.suptitle('Bits of each frame given the frames before: digits turn where bits are needed', fontsize=10)
+  figure.suptitle('Bits of each frame given all frames before: needed only where the digit turns', fontsize=10)
   figure.tight_layout()
   return figure
 

@@ -4,9 +4,9 @@ the paper, which names video as future work.
   python main.py --config=configs/moving_digits.py
   python main.py --mode=complete --workdir=runs/moving_digits --keep=2
 
-Hardware: 2 CPU cores. Time: 61 minutes of training on one of them, beside other work; 1.10 bits per frame given two, of
-which 0.65 are exactly needed (results/moving_digits). `:smoke` takes minutes. `:per_frame` sees each frame by itself,
-for comparison.
+Hardware: 2 CPU cores. Time: 61 minutes of training on one of them, beside other work; 1.10 bits per frame from the
+third on, of which 0.65 are needed (results/moving_digits). `:smoke` takes minutes. `:per_frame` sees each frame by
+itself, for comparison.
 """
 
 from image_transformer.configs import base, cifar10_fast

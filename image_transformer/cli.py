@@ -14,8 +14,8 @@
   python main.py --mode=table --workdir=runs
 
 Once installed, `image-transformer` is the same program, and takes the configurations that come with it by name
-(--config=cifar10_2d:smoke). The same command resumes a run in a workdir that exists. SIGTERM or SIGINT (Ctrl-C)
-stops the program after the current step, with exit code 75; 0 means that it is finished. The other modes read
+(--config=cifar10_2d:smoke). The same command resumes a run in a workdir that exists. SIGTERM, SIGINT (Ctrl-C) or
+SIGHUP stops the program after the current step, with exit code 75; 0 means that it is finished. The other modes read
 the run's configuration from its workdir; a --config given as well must be of the same run, and overrides fields
 that do not define the run. Bad input is reported in one line, with exit code 2.
 """
@@ -41,19 +41,19 @@ from image_transformer.training import dry_run, train
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, such as configs/digits.py[:smoke].')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run. Default: runs/<name of the configuration>.')
-_MODE = flags.DEFINE_string('mode', 'train', 'One of those above.')
-_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Say what would be trained and what a step costs, and do nothing else.')
+_MODE = flags.DEFINE_string('mode', 'train', 'train, eval, or another of those above.')
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the model, the data and what a step costs, and do nothing else.')
 _AVERAGE = flags.DEFINE_integer('average_checkpoints', 1, 'Use the mean of the parameters of the newest N checkpoints.')
 _NUM_SAMPLES = flags.DEFINE_integer('num_samples', None, 'How many images to draw; per input, if there are inputs. '
                                     'Default: sample.num_images, or 4 per input.')
 _TEMPERATURE = flags.DEFINE_list('temperature', None, 'One or more, by commas. Default: sample.temperature.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Seed of the images drawn.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Seed of the images drawn; that of training is config.seed.')
 _NPZ = flags.DEFINE_bool('npz', False, 'Also write all arrays as .npz.')
 _INPUT = flags.DEFINE_string('input', None, 'An image file or a folder. Default: the images of eval.split.')
 _OUTPUT = flags.DEFINE_string('output', None, 'The file or folder to write.')
 _NO_VERIFY = flags.DEFINE_bool('no_verify', False, 'Skip the verification, which decompresses the result.')
 _NUM_INPUTS = flags.DEFINE_integer('num_inputs', None, 'How many inputs to use, from the first; 0: all. Default: 8, '
-                                   'and all to compress and score.')
+                                   'all to compress and score, 54 for a study.')
 _KEEP = flags.DEFINE_integer('keep', None, 'How many rows of each input to keep, or frames of a video.')
 _KIND = flags.DEFINE_string('kind', 'attention', 'The picture: attention (of one position), memory (what it may attend '
                             'to), bits (of each pixel) or curves (bits/dim by step).')
@@ -230,7 +230,7 @@ def main(argv: list[str]) -> int:
       raise
     return _end('There is not enough memory. Raise train.accumulation, or lower train.batch_size, eval.batch_size or '
                 'sample.batch_size, or set model.remat=True or model.dtype=bfloat16.', 1)
-  except (RuntimeError, AssertionError):
+  except (RuntimeError, AssertionError, AttributeError):  # the last with python -O
     if devices.available():
       raise
     return _end(f'JAX has no devices of JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")} here: set it to what this '

@@ -22,12 +22,12 @@ from image_transformer.metrics import read_metrics
 from image_transformer.model import ImageTransformer
 from image_transformer.runs import read_config
 
-HIDDEN, MEMORY, OWN_BLOCK, QUERY = range(4)
+HIDDEN, MEMORY, OWN_BLOCK, QUERY, LATER = range(5)
 
 _ROWS_AROUND = 4  # of the image, shown around the memory
 
-_COLORS = '#e8e8e8', '#7fb2dd', '#f2b15f', '#c0302c'
-_LEGEND = 'not visible', 'memory', "the block's own", 'the query itself'
+_COLORS = '#e8e8e8', '#7fb2dd', '#f2b15f', '#c0302c', '#f8e3c4'
+_LEGEND = 'not visible', 'memory', 'earlier in the block', 'to be predicted', 'later in the block, not visible'
 
 
 def attention_of_run(run: Run, images: np.ndarray, row: int, column: int, frame: int = 0,
@@ -99,19 +99,26 @@ def memory(model: ImageTransformer, row: int, column: int, frame: int = 0) -> Fi
   spec, frames = model.spec, max(model.spec.frames, 1)
   figure = _figure(5.2 * max(frames / 3, 1), 5.4 if frames == 1 else 3.5)
   axes = figure.add_subplot()
-  seen = visible_from(model.layout, _index(model, row, column, frame))
-  kinds = _side_by_side(seen.reshape(-1, model.layout.image[-1]), spec).reshape(spec.height, -1)
-  axes.imshow(kinds, ListedColormap(_COLORS), vmin=HIDDEN, vmax=QUERY, interpolation='nearest', aspect='auto',
+  layout, index = model.layout, _index(model, row, column, frame)
+  seen = visible_from(layout, index)
+  number = np.count_nonzero(seen)
+  block = layout.order[layout.slots[index] // layout.block_size]
+  later = block[(block >= 0) & (seen[block] == HIDDEN)]
+  seen[later] = LATER
+  kinds = _side_by_side(seen.reshape(-1, layout.image[-1]), spec).reshape(spec.height, -1)
+  axes.imshow(kinds, ListedColormap(_COLORS), vmin=HIDDEN, vmax=LATER, interpolation='nearest', aspect='auto',
               extent=(0, frames * spec.width, spec.height, 0))
   for edge in range(1, frames):
     axes.axvline(edge * spec.width, color='black', linewidth=0.8)
   axes.set_aspect('equal')
-  axes.set_title(f'What the query at {_place(spec, row, column, frame)} may see: {np.count_nonzero(kinds)} of '
-                 f'{kinds.size} positions', fontsize=9)
-  axes.set(xlabel='column' + (', frame after frame' if frames > 1 else ''), ylabel='row')
+  blocks = ' x '.join(map(str, model.config.query_block))
+  axes.set_title(f'{len(model.config.query_block)}D attention, query blocks of {blocks}: {number:,} of {kinds.size:,} '
+                 f'positions\nare visible from {_place(spec, row, column, frame)}', fontsize=9)
+  channels = f', {layout.image[-1]} channels of each side by side' if layout.image[-1] > 1 else ''
+  axes.set(xlabel='column' + channels + (', frame after frame' if frames > 1 else ''), ylabel='row')
   figure.legend(handles=[Patch(color=color, label=label) for color, label in zip(_COLORS, _LEGEND)],
-                loc='lower center', ncols=2, frameon=False)
-  figure.subplots_adjust(bottom=0.17, top=0.93, left=0.07, right=0.97)
+                loc='lower center', ncols=3, frameon=False, fontsize=8)
+  figure.subplots_adjust(bottom=0.17, top=0.91, left=0.09, right=0.97)
   return figure
 
 
@@ -145,11 +152,12 @@ def attention(weights: np.ndarray, layout: BlockLayout, spec: ImageSpec, index: 
                        alpha=np.where(seen, 0.35 + 0.65 * np.sqrt(shown / shown.max()), 0), interpolation='nearest')
     axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, color='#30e0e0', linewidth=1))
     axes.set(xticks=[], yticks=[], ylim=(last + 0.5, first - 0.5))
-    axes.set_title(f'head {head + 1}, largest {shown.max():.2f}', fontsize=7, pad=2)
+    axes.set_title(f'head {head + 1}, at most {shown.max():.2f}', fontsize=7, pad=2)
     if not head:
       axes.set_ylabel(f'layer {layer + 1}', fontsize=8)
-  figure.suptitle(f'Attention of the pixel at {place}; rows {first} to {last}', fontsize=8)
-  figure.colorbar(heat, ax=panels, aspect=30).set_label("share of the panel's largest", fontsize=8)
+  figure.suptitle(f'Attention from {place} (the square); rows {first} to {last}. Each head has its own scale.',
+                  fontsize=8, wrap=True)
+  figure.colorbar(heat, ax=panels, aspect=30).set_label("share of the head's largest", fontsize=8)
   figure.set_layout_engine('compressed')
   return figure
 

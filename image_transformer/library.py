@@ -116,7 +116,8 @@ class Run:
 
     Args:
       num_images: how many.
-      temperature: 1 samples from the model, lower is safer and duller; None: `config.sample.temperature`.
+      temperature: 1 samples from the model; below 1, images are more typical and less varied; None:
+        `config.sample.temperature`.
       seed: in 0..2^32-1.
       given: the conditions; without labels, classes are drawn equally often.
     """

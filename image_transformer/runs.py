@@ -122,10 +122,18 @@ def check_workdir(workdir: epath.Path) -> None:
       not begun.fullmatch(path.name) for path in workdir.iterdir()):
     raise InputError(f'{workdir} is not empty and holds no run; choose another workdir.')
   if not is_address(workdir):
-    nearest = next(path for path in (workdir.resolve(), *workdir.resolve().parents) if path.exists())
+    whole = workdir.resolve()
+    nearest = next(path for path in (whole, *whole.parents) if path.exists())
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
       raise InputError(f'{workdir} cannot be written, since {nearest} is not a folder that can be written to; '
                        'choose another workdir.')
+    for name in whole.relative_to(nearest).parts:  # folders to be made
+      try:
+        os.lstat(nearest / name)
+      except FileNotFoundError:
+        pass
+      except OSError as error:
+        raise InputError(f'{workdir} cannot be made ({error}); choose another workdir.') from error
 
 
 def check_free(workdir: epath.Path, *configs: Config) -> None:

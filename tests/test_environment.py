@@ -131,8 +131,9 @@ def test_a_workdir_that_is_a_link_or_holds_only_logs(command, tmp_path):
   assert (tmp_path / 'not' / 'there' / 'config.json').exists()
 
 
-def test_a_back_end_that_is_not_there(command, tmp_path):
-  code, out, err = finish(command(tmp_path / 'run', JAX_PLATFORMS='cuda'))
+@pytest.mark.parametrize('optimize', ['', '1'])  # python -O, without JAX's assertions
+def test_a_back_end_that_is_not_there(command, tmp_path, optimize):
+  code, out, err = finish(command(tmp_path / 'run', JAX_PLATFORMS='cuda', PYTHONOPTIMIZE=optimize))
   assert (code, out, err.count('\n')) == (2, '', 1) and 'JAX_PLATFORMS=cuda' in err
   assert not (tmp_path / 'run').exists()
 

@@ -33,7 +33,8 @@ def test_the_memory_picture_shows_the_papers_memory(query_block, flange, scan):
   for pixel in range(height * width):
     shown = figures.memory(model, *divmod(pixel, width)).axes[0].images[0].get_array().ravel()
     index = pixel * channels
-    np.testing.assert_array_equal(shown != figures.HIDDEN, visible[index])
+    np.testing.assert_array_equal(~np.isin(shown, [figures.HIDDEN, figures.LATER]), visible[index])
+    np.testing.assert_array_equal(shown == figures.LATER, (block == block[index]) & ~visible[index])
     np.testing.assert_array_equal(np.flatnonzero(shown == figures.QUERY), [index])
     np.testing.assert_array_equal((shown == figures.OWN_BLOCK)[visible[index]],
                                   ((block == block[index]) & (positions != index))[visible[index]])
@@ -114,7 +115,7 @@ def test_the_attention_picture_hides_what_is_not_visible_and_marks_the_pixel():
     np.testing.assert_array_equal(~np.ma.getmaskarray(heat.get_array()), visible)
     np.testing.assert_array_equal(heat.get_alpha() > 0, visible)
     np.testing.assert_allclose(heat.get_array()[visible] * shown.max(), shown[visible])
-    assert f'largest {shown.max():.2f}' in axes.get_title()
+    assert f'at most {shown.max():.2f}' in axes.get_title()
     mark, = axes.patches
     assert mark.get_xy() == (3.5, 2.5)
 

@@ -298,7 +298,7 @@ def test_another_run_is_refused_before_its_data_are_prepared(call, digits, tmp_p
 
 def test_a_run_that_began_with_another_is_evaluated_by_the_same_names(call, digits, data_dir, tmp_path, monkeypatch):
   monkeypatch.chdir(digits.parent)
-  arguments = ['--config=digits', *TINY[1:], f'--config.init_from={digits.name}', f'--config.data_dir={data_dir}',
+  arguments = ['--config=digits', *TINY[1:], f'--config.init_from=./{digits.name}', f'--config.data_dir={data_dir}',
                f'--workdir={tmp_path / "run"}']
   code, printed = call(*arguments)
   assert code == 0, printed

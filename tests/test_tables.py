@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 
 from etils import epath
 import pytest
@@ -253,7 +254,8 @@ def test_a_damaged_file_is_named_in_one_line(leave, tmp_path, file, text):
   config = changed(entry(CIFAR10).configs['full'], seed=1)
   leave(config, name='good')
   damaged, = (line for line in lines(tmp_path) if line['row'] == str(folder))
-  assert (file in damaged['remarks'] or 'Unknown dataset' in damaged['remarks']) and damaged['remarks'].isprintable() and damaged['table'] == 'Other runs'
+  assert re.search(f'{file}|Unknown dataset', damaged['remarks']) and damaged['remarks'].isprintable()
+  assert damaged['table'] == 'Other runs'
   assert [line['ours'] for line in lines_of(CIFAR10, tmp_path)] == ['2.91234'], 'the other run is still shown'
 
 

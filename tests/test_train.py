@@ -222,7 +222,7 @@ def test_another_run_is_not_overwritten(make_config, tmp_path):
   runs.write_config(workdir, make_config(train={'steps': 9}, eval={'num_images': 3}))
   assert json.loads((workdir / 'config.json').read_text())['train']['steps'] == 9
   with pytest.raises(InputError, match='train.steps is 3, but must be at least 4'):
-    Trainer(make_config(train={'steps': 3}), workdir)
+    runs.check_free(workdir, make_config(train={'steps': 3}))
   (tmp_path / 'other').mkdir()
   (tmp_path / 'other' / 'thesis.tex').write_text('')
   with pytest.raises(InputError, match='not empty'):

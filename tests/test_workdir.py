@@ -97,6 +97,13 @@ def test_a_bucket_without_its_package_is_one_line(call, mode):
   assert code == 2 and last.startswith('Error: --workdir is s3://bucket/run, which needs another package'), printed
 
 
+def test_a_name_that_is_too_long_is_refused_before_a_folder_is_made(tmp_path):
+  for folder in (tmp_path / ('x' * 300), tmp_path / 'parent' / ('日' * 100)):
+    with pytest.raises((InputError, OSError), match='File name too long'):
+      runs.check_workdir(epath.Path(folder))
+  assert not list(tmp_path.iterdir())
+
+
 def test_only_the_beginning_of_a_path_makes_it_an_address(tmp_path):
   for name in ('a://b', "日本{'://x", 'gs://x', 's3:/x'):
     folder = as_path(f'{tmp_path}/{name}')

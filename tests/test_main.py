@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -296,10 +297,9 @@ def test_another_run_is_refused_before_its_data_are_prepared(call, digits, tmp_p
   assert not list(tmp_path.iterdir())
 
 
-def test_a_run_that_began_with_another_is_evaluated_by_the_same_names(call, digits, data_dir, tmp_path, monkeypatch):
-  monkeypatch.chdir(digits.parent)
-  arguments = ['--config=digits', *TINY[1:], f'--config.init_from=./{digits.name}', f'--config.data_dir={data_dir}',
-               f'--workdir={tmp_path / "run"}']
+def test_a_run_that_began_with_another_is_evaluated_by_the_same_names(call, digits, data_dir, tmp_path):
+  arguments = ['--config=digits', *TINY[1:], f'--config.init_from={os.path.relpath(digits, ROOT)}',
+               f'--config.data_dir={data_dir}', f'--workdir={tmp_path / "run"}']
   code, printed = call(*arguments)
   assert code == 0, printed
   code, printed = call(*arguments, '--mode=eval')
@@ -445,15 +445,20 @@ def test_names_on_the_command_line(call, tmp_path, arguments, code, says):
   assert not list(tmp_path.iterdir())
 
 
-def test_a_configuration_by_name_is_the_file(call, tmp_path, data_dir, monkeypatch):
-  (tmp_path / 'here' / 'digits').mkdir(parents=True)  # a folder of this name means nothing
-  monkeypatch.chdir(tmp_path / 'here')
-  for name in ('digits', f'{ROOT}/configs/digits.py'):
+def test_a_configuration_by_name_is_the_file(call, tmp_path, data_dir):
+  for name in ('digits', 'configs/digits.py'):
     arguments = [f'--config={name}', *TINY[1:], f'--config.data_dir={data_dir}']
     assert call('--mode=picture', '--kind=memory', f'--config={name}', f'--workdir={tmp_path / "pictures"}')[0] == 0
-    code, printed = call(*arguments, '--config.train.steps=1', f'--workdir={tmp_path / name[-9:].strip("/")}')
+    code, printed = call(*arguments, '--config.train.steps=1', f'--workdir={tmp_path / name.replace("/", "_")}')
     assert code == 0, printed
-  assert load(tmp_path / 'digits' / 'config.json') == load(tmp_path / 'digits.py' / 'config.json')
+  assert load(tmp_path / 'digits' / 'config.json') == load(tmp_path / 'configs_digits.py' / 'config.json')
+
+
+def test_a_folder_does_not_hide_the_configuration_of_its_name(tmp_path):
+  (tmp_path / 'digits').mkdir()
+  done = subprocess.run([sys.executable, ROOT / 'main.py', '--mode=picture', '--kind=memory', '--config=digits'],
+                        cwd=tmp_path, capture_output=True, text=True)
+  assert done.returncode == 0 and (tmp_path / 'runs' / 'digits' / 'pictures').is_dir(), done.stderr
 
 
 CONFIGS = sorted({path.name for path in (ROOT / 'configs').glob('*.py')} - {'__init__.py', 'base.py', 'paper.py'} |

@@ -199,12 +199,14 @@ def test_texts_and_videos_are_in_results():
               f'{round(row[key]["share"] * row[key]["num_images"])} of {row[key]["num_images"]}' for row in rows]
     assert f'| {name} | {" | ".join(values)} |' in text, name
   codes = {row['code']: row for row in results('moving_digits', 'videos.json')['rows']}
-  shown = {'exact': 'exact', 'model': 'model',
+  shown = {'exact': 'exact', 'model': 'model', 'a model that sees each frame by itself': 'each frame by itself',
            'each pixel coded given the frame before': 'pixels given the frame before'}
   for name, code in shown.items():
     row = codes[code]
     assert (f'| {name} | {row["bits per frame"]:.2f} +- {row["standard error"]:.2f} | {row["times the exact"]:.1f} | '
             f'{row["where nothing turns"]:.2f} | {row["where it turns"]:.2f} |') in text
+  alone = results('moving_digits_per_frame', 'results.json')
+  assert f'took {alone["step"]:,} steps and {alone["training_seconds"] / 60:.0f} minutes' in flat(text)
   for name in ('scenes', 'moving_digits'):
     minutes = results(name, 'results.json')['training_seconds'] / 60
     assert f'[`results/{name}`](../results/{name}), {minutes:.0f} minutes' in flat(text)

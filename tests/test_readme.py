@@ -43,7 +43,7 @@ def flat(text):
 def small(command):
   """The same command, on the small form of a configuration and on this Python."""
   named = re.search(r'configs/(?!digits)(\w+)\.py(?!\S*:)', command)
-  if named:  # in the workdir that the command has as it is written
+  if named and 'init_from' not in command:  # in the workdir that the command has as it is written
     workdir = '' if '--workdir' in command else f' --workdir=runs/{named[1]}'
     command = command.replace(named[0], f'{named[0]}:smoke') + workdir
   command = command.replace(':gpu_hour', ':smoke')

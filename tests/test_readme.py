@@ -83,7 +83,10 @@ def test_the_size_of_a_compressed_file_is_in_results():
   text = flat(page('using'))
   assert (f'{codec["file_bits_per_dim"]:.3f} bits/dim for {codec["num_images"]:,} images at '
           f'{codec["bits_per_dim"]:.3f}') in text
-  assert set(codec['identical'].values()) == {codec['num_images']}
+  assert set(codec['identical'].values()) == {codec['num_images']} and codec['num_cpus'] == 2
+  drawing, there, back = (codec['seconds_per_image'][name] for name in ('sample', 'compress', 'decompress'))
+  assert (f'compressing takes {there:.3f} s for each of these images and decompressing {back:.3f} s, '
+          f'{back / drawing:.1f} times as long as drawing one') in text
 
 
 def test_rungs_are_in_results():
@@ -115,8 +118,9 @@ def test_coders_are_in_results():
       name: [f'{value:.2f}' for value in values] for name, values in best.items()}
 
 
-def test_the_comparison_is_in_results():
-  table = comparison.table(comparison.EXPERIMENTS['paper'], ROOT / 'results' / 'comparison')
+@pytest.mark.parametrize('experiment, folder', [('paper', 'comparison'), ('blocks', 'blocks')])
+def test_the_comparisons_are_in_results(experiment, folder):
+  table = comparison.table(comparison.EXPERIMENTS[experiment], ROOT / 'results' / folder)
   assert table in page('tables')
   assert len(re.findall(r'^\| block \d+ \| [\d.]+ \+- [\d.]+ \| [\d.]+, [\d.]+', table, re.MULTILINE)) == 4
 
@@ -198,6 +202,13 @@ def test_texts_and_videos_are_in_results():
     values = [f'{row[key]["mean"]:.1f} +- {row[key]["standard_error"]:.1f}' if 'mean' in row[key] else
               f'{round(row[key]["share"] * row[key]["num_images"])} of {row[key]["num_images"]}' for row in rows]
     assert f'| {name} | {" | ".join(values)} |' in text, name
+  emoji, run = results('emoji', 'texts.json')['rows'][0], results('emoji', 'results.json')
+  own, none = (emoji[name]['mean'] for name in ('bits, own text', 'bits, no text'))
+  found, count = emoji['found among'], emoji['num_images']
+  assert found['texts'] == found['num_images'] == count
+  assert f'after {run["step"]:,} steps of 2 pictures, {run["training_seconds"] / 60:.0f} minutes on' in flat(text)
+  assert (f'{count} held-out pictures take {own:,.1f} bits each given their name, {none:,.1f} given none, and of '
+          f'{count} names the right one is found for {round(found["share"] * count)} picture') in flat(text)
   codes = {row['code']: row for row in results('moving_digits', 'videos.json')['rows']}
   shown = {'exact': 'exact', 'model': 'model', 'a model that sees each frame by itself': 'each frame by itself',
            'each pixel coded given the frame before': 'pixels given the frame before'}

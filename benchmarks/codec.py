@@ -3,8 +3,8 @@
   python benchmarks/codec.py --workdir=runs/cifar10_fast_smoke [--damaged=500] [--out=FILE.json]
 
 The images of `eval.split` are compressed by one process and decompressed by another, once on all cores and back on one
-(`taskset`), once the other way round. Times are those of a few batches, in turn with the sampler's; `--damaged` files of 20
-images are damaged in every way, and whatever comes out is compared. Exit code 1 if an image ever differs.
+(`taskset`), once the other way round. Times are those of a few batches, in turn with the sampler's; `--damaged` files
+of 20 images are damaged in every way, and whatever comes out is compared. Exit code 1 if an image ever differs.
 """
 
 import measuring  # first: it sets the process up

@@ -23,8 +23,9 @@ completed = run.complete(threes, rows=4, label=3, seed=1)
 evaluation = run.evaluate()
 ```
 
-Images are integers `[N, H, W, C]` in 0..levels-1, as `run.model.spec` says. What a model is conditioned on is given by name, for
-each image or once for all: `label` (a class), `low_res` (small images), `text` (strings). `run.model.conditions` has the names.
+Images are integers `[N, H, W, C]` in 0..levels-1, as `run.model.spec` says. What a model is conditioned on is given by
+name, for each image or once for all: `label` (a class), `low_res` (small images), `text` (strings).
+`run.model.conditions` has the names.
 """
 
 

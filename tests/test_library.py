@@ -261,9 +261,16 @@ def test_completions_keep_rows_and_enlargements_have_the_size_of_the_model(digit
 def test_compression_does_not_depend_on_the_users_settings_of_jax(digits):
   images = np.concatenate([GOOD] * 6)
   content = digits.compress(images, label=3)
-  with jax.enable_x64(True), jax.numpy_dtype_promotion('strict'), jax.transfer_guard('disallow'):
+  settings = {'jax_enable_x64': True, 'jax_numpy_dtype_promotion': 'strict', 'jax_transfer_guard': 'disallow'}
+  before = {name: getattr(jax.config, name) for name in settings}
+  try:
+    for name, value in settings.items():  # of all threads, as by environment variables
+      jax.config.update(name, value)
     assert digits.compress(images, label=3) == content
     np.testing.assert_array_equal(digits.decompress(content), images)
+  finally:
+    for name, value in before.items():
+      jax.config.update(name, value)
 
 
 def test_many_images_go_through_in_batches(digits, monkeypatch):

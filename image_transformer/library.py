@@ -96,20 +96,22 @@ class Run:
       split: a TFDS split expression, such as 'train[:90%]'; '': `config.eval.split`.
       num_images: how many images to use, from the first; 0: all; None: `config.eval.num_images`.
     """
-    source = data.open_split(self.config, split or self.config.eval.split)
     number = self.config.eval.num_images if num_images is None else num_images
     check_number(number or 1)
-    check(number <= len(source), 'eval.num_images' if num_images is None else 'num_images', number,
-          f'at most {len(source)}, the size of the split')
+    source = self._open(split, number, 'eval.num_images' if num_images is None else 'num_images')
     return make_evaluator(self.model, self.config.eval.batch_size)(self._params, source, number)
 
   def examples(self, num_images: int, split: str = '') -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The first images of a split (see `evaluate`), uint8 [num_images, H, W, C], and what they are conditioned on."""
-    source = data.open_split(self.config, split or self.config.eval.split)
     check_number(num_images)
-    check(num_images <= len(source), 'num_images', num_images, f'at most {len(source)}, the size of the split')
-    batch = batching.first_examples(source, num_images)
+    batch = batching.first_examples(self._open(split, num_images, 'num_images'), num_images)
     return batch['image'], {name: batch[name] for name in self.model.conditions}
+
+  def _open(self, split, number, name):
+    """A split that holds this number of images, which a message calls by its name."""
+    source = data.open_split(self.config, split or self.config.eval.split)
+    check(number <= len(source), name, number, f'at most {len(source)}, the size of the split')
+    return source
 
   def sample(self, num_images: int, temperature: float | None = None, seed: int = 0, **given: Any) -> np.ndarray:
     """Draws images: uint8 [num_images, H, W, C].

@@ -56,7 +56,7 @@ _TO_FILL_IN = {
     'contact': '[name and address]', 'completion_code': '', 'completion_url': ''}
 
 
-def check_choices(form: str, spec: ImageSpec, number: int, num_temperatures: int) -> None:
+def check_study(form: str, spec: ImageSpec, number: int, num_temperatures: int) -> None:
   """Raises InputError if there can be no study of this form with so many images and temperatures."""
   check(form in FORMS, 'form', form, f'one of {", ".join(FORMS)}')
   check(not spec.frames, 'mode', 'study', 'another for videos')
@@ -78,10 +78,10 @@ def write(folder: epath.Path, originals: np.ndarray, generated: Mapping[float, n
     seed: of plans, exposures and masks.
 
   Raises:
-    InputError: see `check_choices`.
+    InputError: see `check_study`.
   """
   number, height, width, levels = len(originals), spec.height, spec.width, spec.levels
-  check_choices(form, spec, number, len(generated))
+  check_study(form, spec, number, len(generated))
   scale = -(-_SIDE // min(height, width))
   large = lambda image: pictures.as_bytes(image, levels).repeat(scale, axis=0).repeat(scale, axis=1)
   files = {f'images/{i:04d}_photograph.png': image for i, image in enumerate(originals)}

@@ -187,7 +187,7 @@ class Task:
     """Makes a study of how often people take generated images for originals; see `study.write`."""
     folder, spec = _new(output), self.run.model.spec
     inputs = self._inputs(originals=True, default=54)
-    study.check_choices(form, spec, len(inputs['image']), len(self._temperatures()))  # before anything is drawn
+    study.check_study(form, spec, len(inputs['image']), len(self._temperatures()))  # before anything is drawn
     given = {name: inputs[name] for name in self.run.model.conditions}
     number = len(inputs['image'])
     generated = {temperature: self.run.draw(number, given, temperature, self.seed)[0]

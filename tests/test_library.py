@@ -167,6 +167,11 @@ def test_wrong_numbers_are_refused(digits, wrong):
   refused('must be|has|is unknown|cannot', wrong, digits)
 
 
+def test_too_many_images_are_named_as_they_were_asked_for(digits):
+  refused('^num_images is 1000000, but must be at most 297', digits.examples, 10**6)
+  refused('^num_images is 1000000, but must be at most 297', digits.evaluate, num_images=10**6)
+
+
 @pytest.mark.parametrize('images, given', [
     (GOOD.transpose(0, 3, 1, 2), LABELS), (GOOD[0], LABELS), (GOOD[:, :7], LABELS), (GOOD * 1.0, LABELS),
     (GOOD, LABELS[:3]), (GOOD, LABELS * 1.0), (GOOD, LABELS[:, None])])

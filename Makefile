@@ -35,7 +35,7 @@ test: setup
 	$(RUN) -m pytest -q -n 2 --dist loadfile tests
 
 test-all: setup
-	$(RUN) -m pytest -q tests -m ''
+	$(RUN) -m pytest -q -n 2 --dist loadfile tests -m ''
 
 bench: setup
 	mkdir -p runs/bench

@@ -81,9 +81,9 @@ class ModelConfig:
   scan: Literal['raster', 'column', 'zigzag', 'hilbert'] = 'raster'
   likelihood: Literal['categorical', 'dmol'] = 'categorical'  # dmol: discretized mixture of logistics
   num_mixtures: int = 10  # DMOL components
-  num_layers: int = 12
+  num_layers: int = 12  # of the decoder
   hidden_size: int = 512  # d, the width of the residual stream
-  num_heads: int = 4
+  num_heads: int = 4  # of attention
   ffn_size: int = 2048  # hidden width of the feed-forward sub-layer
   qkv_size: int = 0  # total width of queries, keys and values; 0: hidden_size
   norm: Literal['post', 'pre'] = 'post'  # post: LN(x + f(x)), the paper's; pre: x + f(LN(x))
@@ -164,10 +164,10 @@ class TrainConfig:
   flip: bool = False  # random horizontal flips; the paper has no augmentation
   ema_decay: float = 0.0  # of the exponential moving average of the parameters; 0: none
   log_every: int = 100  # steps between lines of metrics.jsonl
-  checkpoint_every: int = 2_000
-  keep_checkpoints: int = 3
-  eval_every: int = 10_000  # 0: only at the end
-  sample_every: int = 10_000  # 0: only at the end
+  checkpoint_every: int = 2_000  # steps between checkpoints
+  keep_checkpoints: int = 3  # how many, of the newest
+  eval_every: int = 10_000  # steps between evaluations; 0: only at the end
+  sample_every: int = 10_000  # steps between grids of samples; 0: only at the end
 
   def __post_init__(self):
     check_whole('train', self, 1, _MAX_COUNT, 'steps', 'log_every', 'checkpoint_every', 'keep_checkpoints')
@@ -180,7 +180,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-  split: str = 'test'
+  split: str = 'test'  # which images, like train.split
   batch_size: int = 32  # images at a time over all devices; the result does not depend on it
   num_images: int = 0  # how many images of the split to use, from the first; 0: all
   num_images_during_training: int = 512  # the same, for evaluations during training
@@ -200,7 +200,7 @@ class OptimizerConfig:
   learning_rate: float = 3.5e-3  # the peak
   warmup_steps: int = 4_000
   schedule: Literal['rsqrt', 'cosine'] = 'rsqrt'  # rsqrt: ~ min(t/w, sqrt(w/t)), the paper's; cosine: 0 at the end
-  b1: float = 0.9
+  b1: float = 0.9  # of Adam, like the next two
   b2: float = 0.98
   epsilon: float = 1e-9
   clip_norm: float = 0.0  # global norm to which gradients are clipped; 0: not clipped, as in the paper

@@ -318,6 +318,8 @@ def dry_run(config: Config | Mapping[str, Any], workdir: os.PathLike | str) -> s
   megaflops = training_flops(model) * checked.train.batch_size / 1e6
   memory = compiled_step(checked, model).memory_analysis()  # parameters, optimizer state, batch; activations
   gigabytes = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30
+  if checked.stand_in:
+    lines.append(f'stand-in  generated images, if {checked.dataset} is not available')
   lines.append(f'step      {megaflops:,.0f} MFLOP; {gigabytes:.2f} GiB on each device')
   return '\n'.join(lines)
 

@@ -297,6 +297,13 @@ def test_another_run_is_refused_before_its_data_are_prepared(call, digits, tmp_p
   assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_says_that_generated_images_may_be_trained_on(call, tmp_path):
+  arguments = '--dry_run', f'--config.data_dir={tmp_path}', f'--workdir={tmp_path / "run"}', *TINY[1:]
+  for config, expected in ('cifar10_fast:smoke', True), ('digits', False):
+    code, printed = call(f'--config={config}', *arguments)
+    assert code == 0 and ('stand-in  generated images, if cifar10 is not available' in printed) == expected, printed
+
+
 def test_a_run_that_began_with_another_is_evaluated_by_the_same_names(call, digits, data_dir, tmp_path):
   arguments = ['--config=digits', *TINY[1:], f'--config.init_from={os.path.relpath(digits, ROOT)}',
                f'--config.data_dir={data_dir}', f'--workdir={tmp_path / "run"}']

@@ -19,6 +19,8 @@ sys.path.insert(0, str(ROOT / 'benchmarks'))
 
 import comparison
 
+from image_transformer import config
+
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 # A page may need what another trains, so those that train come first.
 PAGES.sort(key=lambda page: page.stem not in ('README', 'training', 'using'))
@@ -250,10 +252,11 @@ def test_pages_have_tables_of_contents():
     assert re.findall(r'^\* \[(.*)\]\(#.*\)$', file.read_text(), re.MULTILINE) == sections, file.name
 
 
-def test_the_page_of_the_python_interface_is_that_of_its_docstrings():
+def test_generated_pages_are_up_to_date():
   sys.path.insert(0, str(ROOT / 'docs'))
   import api
-  assert page('api') == api.page()
+  assert page('api') == api.page() and page('settings') == api.settings_page()
+  assert set(re.findall(r'^\| `(\S+)` ', page('settings'), re.MULTILINE)) == set(config.fields())
 
 
 def test_the_readme_is_short_and_its_numbers_are_in_results():

@@ -8,7 +8,7 @@ from etils import epath
 
 from image_transformer.errors import InputError
 
-_METADATA = 'metadata.jsonl'
+METADATA = 'metadata.jsonl'
 
 
 def read_captions(files: Iterable[epath.Path]) -> tuple[dict[epath.Path, str], set[epath.Path]]:
@@ -32,7 +32,7 @@ def read_captions(files: Iterable[epath.Path]) -> tuple[dict[epath.Path, str], s
       sources.add(file)
       texts |= dict.fromkeys(images, _plain(_read(file)))
   for file in files:
-    if file.name == _METADATA:
+    if file.name == METADATA:
       sources.add(file)
       for number, line in enumerate(_read(file).split('\n'), 1):
         try:

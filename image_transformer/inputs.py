@@ -7,7 +7,7 @@ from etils import epath
 import numpy as np
 
 from image_transformer import batching, data, images, pictures
-from image_transformer.captions import read_captions
+from image_transformer.captions import METADATA, read_captions
 from image_transformer.errors import InputError, NotAnImageError
 from image_transformer.library import Run
 from image_transformer.paths import as_path
@@ -82,7 +82,7 @@ def _read(path, spec, number, exact):
   texts, sources = {}, set()
   if spec.has_texts:
     texts, sources = read_captions(found if path.is_dir() else [
-        file for file in path.parent.iterdir() if file.is_file()])
+        file for file in path.parent.iterdir() if file.is_file() and (file.stem == path.stem or file.name == METADATA)])
   if path.is_dir():
     found = [file for file in found if file not in sources]
     found = images.find_videos(found) if spec.frames else found

@@ -205,9 +205,8 @@ class DiscretizedLogisticMixture:
     mean = self._conditional_mean(channel, means, coefficients, self._scale(values[..., None, :]))
     edges = self._scale(jnp.arange(self.levels - 1) + 0.5)
     below = jax.nn.sigmoid((edges - mean[..., None]) * jnp.exp(-log_scales[..., channel, None]))
-    below = jnp.pad(below, [(0, 0)] * (below.ndim - 1) + [(1, 0)])
-    below = jnp.pad(below, [(0, 0)] * (below.ndim - 1) + [(0, 1)], constant_values=1)
-    return jnp.maximum(jnp.einsum('...K,...KL->...L', posterior, jnp.diff(below), precision='highest'), 0)
+    below = jnp.einsum('...K,...KL->...L', posterior, below, precision='highest')
+    return jnp.maximum(jnp.diff(below, prepend=0, append=1), 0)
 
 
 Likelihood = Categorical | DiscretizedLogisticMixture

@@ -91,13 +91,16 @@ def write(folder: epath.Path, originals: np.ndarray, generated: Mapping[float, n
   for i, image in enumerate(originals):  # what is easily told from a photograph: the same pixels anywhere
     files[f'images/{i:04d}_catch.png'] = rng.permutation(image.reshape(height * width, -1)).reshape(image.shape)
   files['images/mask.png'] = rng.randint(levels, size=originals[0].shape).astype(np.uint8)
+  digest = hashlib.sha256()
   for name, image in files.items():
+    digest.update(name.encode() + image.tobytes())
     write_whole(folder / name, pictures.png(large(image)))
   plans = [_plan(number, sorted(generated), form, judge, seed, model) for judge in range(_NUM_PLANS)]
   study = _TO_FILL_IN | {
       'instructions': INSTRUCTIONS[form], 'form': form, 'keys': _KEYS, 'width': width * scale, 'height': height * scale,
       'mask': 'images/mask.png', 'fixation_ms': 500, 'mask_ms': 250, 'response_ms': 4_000, 'plans': plans}
-  study['id'] = hashlib.sha256(json.dumps(study).encode()).hexdigest()[:8]
+  digest.update(json.dumps(study).encode())
+  study['id'] = digest.hexdigest()[:8]  # answers to other images are never taken for answers to these
   write_whole(folder / 'study.json', json.dumps(study, indent=1) + '\n')
   for path in sorted(_PAGE.glob('*.*')):  # an installed package has a folder of compiled files beside them
     write_whole(folder / path.name, path.read_bytes())

@@ -68,6 +68,7 @@ def paper_visible(height, width, depth, query_block, memory_flange, scan='raster
 
 def layout_visible(layout):
   """The same array as the layout has it, carried from slots to raster indices."""
+  assert layout.visible().any(axis=-1).all(), 'every slot sees something, those of padding too'
   visible_from = np.zeros((layout.num_positions, layout.num_positions), bool)
   for queries, keys, visible in zip(layout.order, layout.memory, layout.visible()):
     see = visible & (queries >= 0)[:, None]

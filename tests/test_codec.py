@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from helpers import given_for, make_case, random_images
+from helpers import case, given_for, make_case, random_images, random_variables
 from image_transformer import codec as codec_lib
 from image_transformer.codec import BATCH, MAGIC, Codec
 from image_transformer.errors import InputError, RunError
@@ -113,6 +113,22 @@ def test_damage_is_recognised_and_costs_no_other_image(name):
       with pytest.raises(InputError, match=f'Of {NUM_IMAGES} compressed images .* damaged'):
         codec.decompress(bytes(damaged))
   assert tried == {'flip', 'cut', 'remove', 'insert', 'length'}
+
+
+def test_a_damaged_condition_costs_its_image_alone():
+  codec, _, _, content = compressed('2d_ragged_classes')  # 3 classes, a byte at the end of each entry
+  begin, entry, _ = parts(codec, content)
+  damaged = bytearray(content)
+  damaged[begin + 3 * entry - 1] ^= 0x80
+  number, found = codec.recover(bytes(damaged))
+  assert set(range(number)) - found.keys() == {2}
+
+
+def test_many_classes_take_more_bytes():
+  model = make_model(*case((4, 4, 1, 4, 300), query_block=(8,), memory_flange=(8,), class_conditional=True))
+  codec, images = Codec(model, random_variables(model)['params']), random_images(model.spec, 3)
+  content = codec.compress(images, {'label': np.array([1, 256, 299])})
+  np.testing.assert_array_equal(codec.decompress(content), images)
 
 
 def test_what_is_no_such_file_is_refused():
@@ -219,6 +235,12 @@ def test_scores_are_of_the_definitions():
 def test_a_small_memory_sees_little(name, most):
   model, _ = make_case(name)
   assert with_small_memory(model).layout.visible().sum(axis=-1).max() == most
+
+
+def test_a_small_memory_is_possible_where_an_image_is_small():
+  for spec, block in [((1, 8, 1, 7), (1, 2)), ((4, 4, 1, 7, 0, 1), (1, 2, 2)), ((1, 1, 1, 7), (1,))]:
+    model = make_model(*case(spec, query_block=(1,) * len(block), memory_flange=(1,) * len(block)))
+    assert with_small_memory(model).config.query_block == block
 
 
 def test_a_small_memory_is_of_the_same_network():

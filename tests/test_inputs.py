@@ -81,6 +81,18 @@ def test_files_in_colour_become_grey_with_the_models_levels(make_run, tmp_path):
   assert (image[0] == 16).all() and (image[1] == 5).all()  # 0.587 * 128 / 255 * 16 = 4.7
 
 
+def test_nothing_is_lost_where_files_must_be_exact(make_run, tmp_path):
+  write(tmp_path, (32, 32, 3))
+  Image.new('RGBA', (32, 32), (1, 2, 3, 9)).save(tmp_path / '1.png')
+  assert len(read_inputs(make_run(), tmp_path, 0)[0]['image']) == 2
+  with pytest.raises(InputError, match='1.png .*transparen'):
+    read_inputs(make_run(), tmp_path, 0, exact=True)
+  Image.fromarray(np.full((8, 8), 100, np.uint8)).save(tmp_path / 'grey.png')  # 6.27 of 16
+  assert read_inputs(make_run('digits'), tmp_path / 'grey.png', 0)[0]['image'].max() == 6
+  with pytest.raises(InputError, match='grey.png has intensities other than the 17'):
+    read_inputs(make_run('digits'), tmp_path / 'grey.png', 0, exact=True)
+
+
 def test_images_of_the_split_as_files_give_what_the_split_gives(make_run, tmp_path):
   """The small image too: it is made of the data set's levels, not of a file's bytes."""
   run = make_run('digits', upscale=2)

@@ -185,6 +185,15 @@ def test_blocks_equal_dense_in_values_and_gradients(arguments):
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
+def test_nothing_that_is_hidden_has_weight_however_unlikely_the_rest_is():
+  arguments = ((1, 8, 1), (4,), (4,))
+  q, k, v = (jnp.full((1, 8, 1, 8), value) for value in (100.0, -100.0, 0.0))  # all logits are -80,000
+  v += jnp.eye(8)[:, None]  # which weight each position has
+  visible = paper_visible(*arguments[0], *arguments[1:])
+  output = blockwise(make_layout(*arguments))(q, k, v)
+  np.testing.assert_allclose(output, dense_attention(q, k, v, visible), atol=1e-6)
+
+
 def test_softmax_is_float32_on_bfloat16_inputs():
   """Only two roundings to bfloat16 are allowed, of the weights and of the result: 2^-8 each.
 

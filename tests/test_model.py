@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from helpers import CASES, case, given_for, make_case, parameter_shapes, random_images
+from image_transformer.attention import full_attention
 from image_transformer.config import ImageSpec, ModelConfig
-from image_transformer.dropout import Dropout
+from image_transformer.dropout import Dropout, Drops
 from image_transformer.errors import InputError
 from image_transformer.model import init_params, make_model, num_parameters
 from image_transformer.transformer import Context, Layer, Rotations, Stack, layer_norm
@@ -148,6 +149,13 @@ def test_the_embedding_can_begin_with_other_biases_and_all_else_stays():
   jax.tree.map(np.testing.assert_array_equal, changed, zero)
 
 
+@pytest.mark.parametrize('name, kernel', [('1d_categorical', 'table/embedding'), ('2d_dmol', 'conv/kernel')])
+def test_the_gain_multiplies_what_embeds_intensities(name, kernel):
+  one, five = (flat(init_params(make_case(name, embedding_gain=gain)[0], 0)) for gain in (1.0, 5.0))
+  for key in one:
+    np.testing.assert_allclose(five[key], (5 if key == f'embedding/{kernel}' else 1) * one[key], rtol=1e-6, err_msg=key)
+
+
 def test_layer_norm_is_float32_on_bfloat16_inputs():
   """Numbers around 100 that differ by 0.5: in bfloat16 their mean alone would be off by 0.25, a quarter deviation."""
   random = np.random.default_rng(0)
@@ -210,6 +218,30 @@ def test_every_branch_of_a_layer_has_dropout():
   out = nn.apply(run, layer)(variables, np.arange(2), rngs={'dropout': jax.random.key(1)})
   np.testing.assert_array_equal(out, x)
   assert (np.asarray(nn.apply(run, layer)(variables, None)) != x).all()
+
+
+def test_the_embedded_input_has_dropout():
+  stack = Stack(ModelConfig(norm='pre', hidden_size=8, num_heads=2, ffn_size=12, dropout=0.99999), num_layers=0)
+  x = np.random.default_rng(0).standard_normal((2, 5, 8)).astype(np.float32)
+  inputs = [], np.arange(2), Rotations(None, None), []
+  rngs = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
+  out, _ = stack.apply(stack.init(rngs, x, *inputs), x, *inputs, rngs=rngs)
+  assert x.any() and not np.asarray(out).any()
+
+
+@pytest.mark.parametrize('name', ['1d_text', '1d_superres'])
+@pytest.mark.parametrize('field', ['dropout', 'attention_dropout'])
+def test_encoders_have_dropout(name, field):
+  model, variables = make_case(name, **{field: 0.5})
+  encode = lambda places: model.apply(variables, given_for(model, 2), places, 2, method='encode',
+                                      rngs={'dropout': jax.random.key(0)}).contexts[0].k_BCHK
+  assert (np.asarray(encode(np.arange(2))) != np.asarray(encode(None))).any()
+
+
+def test_attention_to_a_context_drops_weights():
+  q, k, v = np.random.default_rng(0).standard_normal((3, 2, 5, 1, 4)).astype(np.float32)
+  drops = Drops(0.5, jax.random.split(jax.random.key(0), 2))
+  assert (full_attention(q, k, v, drops)[0] != full_attention(q, k, v)[0]).any()
 
 
 @pytest.mark.parametrize('field', ['dropout', 'attention_dropout'])

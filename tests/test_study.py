@@ -89,6 +89,10 @@ def test_a_seed_makes_the_same_study_again(made, tmp_path):
     study.write(epath.Path(tmp_path / str(seed)), originals, generated, SPEC, 'tiny', content['form'], seed)
   assert (tmp_path / '3' / 'study.json').read_bytes() == (folder / 'study.json').read_bytes()
   assert json.loads((tmp_path / '4' / 'study.json').read_text())['plans'] != content['plans']
+  # Of other images everything else may be the same.
+  study.write(epath.Path(tmp_path / 'other'), 255 - originals, generated, SPEC, 'tiny', content['form'], seed=3)
+  other = json.loads((tmp_path / 'other' / 'study.json').read_text())
+  assert other.pop('id') != content['id'] and other == {name: content[name] for name in other}
 
 
 @pytest.mark.parametrize('number, form, says', [
@@ -167,6 +171,37 @@ def test_judges_are_left_out_by_the_rules(made):
   assert analysis.num_judges == 6 and {row.num_judges for row in analysis.fooled} == {1}
 
 
+def test_the_rules_begin_where_they_say(made):
+  _, content, _, _ = made
+  rng = np.random.default_rng(0)
+
+  def excluded(changes):
+    lines = answers_of(content, 0, fooled_at(0.3), rng)
+    for line, change in zip([line for line in lines if line['kind'] == changes[0]], changes[1]):
+      line |= change
+    return study.excluded(lines)
+
+  plan = content['plans'][0]
+  num_catch, num_main = (sum(trial['kind'] == kind for trial in plan) for kind in ('catch', 'main'))
+  wrong = [{'chosen': 1 - trial['answer']} for trial in plan if trial['kind'] == 'catch']
+  assert num_catch == 4 and not excluded(('catch', wrong[:1])) and excluded(('catch', wrong[:2]))
+  assert not excluded(('main', [{'chosen': None}] * (num_main // 2)))
+  assert excluded(('main', [{'chosen': None}] * (num_main // 2 + 1)))
+  assert not excluded(('main', [{'rt_ms': 201}] * num_main)) and excluded(('main', [{'rt_ms': 199}] * num_main))
+  assert excluded(('main', [{'rt_ms': 90}] * (num_main - 1) + [{'rt_ms': 5000}]))  # one pause changes nothing
+  for off, counts in (100, True), (101, False), (-100, True), (-101, False):
+    lines = answers_of(content, 0, fooled_at(0.3), rng)
+    for line in lines:
+      line['exposure_measured_ms'] = line['exposure_ms'] + off
+    assert (study.analyse(lines).num_kept > 0) == counts
+
+
+def test_the_table_has_percentages():
+  row = study.Fooled('tiny', 'choice', 0.8, 0.3611, (0.301, 0.425), 5, 6, 70)
+  text = study.table(study.Analysis([row], {'x/1': 'answered too little'}, 6, 90, 70))
+  assert '| tiny | choice | 0.8 | 36.11 | 30.1 to 42.5 | 5 | 6 | 70 |' in text and '5 of 6 judges and 70 of 90' in text
+
+
 def test_trials_without_an_answer_do_not_count(made):
   _, content, _, _ = made
   lines = answers_of(content, 0, fooled_at(0.0), np.random.default_rng(0))
@@ -185,6 +220,11 @@ def test_files_of_answers_are_read(tmp_path, made):
   # What a judge saved as a file was sent before, in part.
   (tmp_path / '2.jsonl').write_text('\n'.join(lines) + '\n')
   assert len(study.read_answers([epath.Path(tmp_path)])) == NUMBER
+  # A judge who loads the page again has seen the images: the first answers count.
+  first = json.loads(lines[10])
+  (tmp_path / '2.jsonl').write_text(json.dumps(first | {'chosen': 1 - first['chosen']}) + '\n')
+  found = {line['trial']: line['chosen'] for line in study.read_answers([epath.Path(tmp_path)])}
+  assert found[first['trial']] == first['chosen']
   (tmp_path / '2.jsonl').unlink()
   (tmp_path / '0.jsonl').write_text('\n'.join([lines[0], '{}', lines[1]]))
   with pytest.raises(InputError, match='0.jsonl, line 2, is not an answer'):

@@ -249,6 +249,20 @@ def test_measures_without_originals_or_neighbours():
   assert superres.measure(samples[0, :1, ::2, ::2], samples, None, 17).keys() == {'consistency'}
 
 
+def test_bicubic_is_of_keys_kernel():
+  """At an edge: the sums of the kernel's weights on its bright side, with a = -1/2 as PIL has it."""
+  low_res = np.zeros((1, 1, 8, 1), np.uint8)
+  low_res[..., 4:, :] = 100
+
+  def weight(x):
+    x = abs(x)
+    return 1.5 * x**3 - 2.5 * x**2 + 1 if x < 1 else -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x < 2 else 0
+
+  places = (np.arange(4, 12) + 0.5) / 2 - 0.5  # of large pixels near the edge, in small ones
+  expected = [sum(100 * weight(place - pixel) for pixel in range(4, 8)) for place in places]
+  np.testing.assert_allclose(bicubic(low_res, 1, 16, 256)[0, 0, 4:12, 0], np.clip(expected, 0, 255), atol=0.51)
+
+
 def test_bicubic_overshoots_at_edges_but_not_the_range_and_keeps_channels_apart():
   low_res = np.full((2, 4, 4, 3), [0, 4, 9], np.uint8)
   low_res[0, 1:3, 1:3, :2] = [16, 12]

@@ -202,6 +202,36 @@ def test_a_second_process_in_a_workdir_is_refused(make_config, tmp_path):
     pass
 
 
+def test_so_many_checkpoints_are_kept(tmp_path):
+  with Checkpoints(tmp_path, keep=2, every=2) as checkpoints:
+    for step in range(1, 8):
+      checkpoints.save_surely(step, {'x': np.zeros(3, np.float32)})
+  assert saved_steps(tmp_path) == [4, 6, 7]  # the newest, and two regular ones
+
+
+def test_the_log_is_on_disk_before_a_step_is_saved(make_config, tmp_path, monkeypatch):
+  save, logged = Checkpoints.save, {}
+
+  def remember(self, step, state):
+    logged[step] = [line['step'] for line in metrics.read_metrics(tmp_path / 'run') if line['split'] == 'train']
+    save(self, step, state)
+
+  monkeypatch.setattr(Checkpoints, 'save', remember)
+  run(make_config(log_every=1), tmp_path / 'run')
+  assert len(logged) > 1 and all(steps[-1] == step for step, steps in logged.items())
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_damaged(saved, monkeypatch):
+  workdir, states = saved
+
+  def refuse(*_, **__):
+    raise PermissionError('not yours')
+
+  monkeypatch.setattr(Checkpoints.save.__globals__['_Manager'], 'restore', refuse)
+  with pytest.raises(PermissionError, match='not yours'):
+    restored(workdir, states[4])
+
+
 def test_a_save_that_fails_is_reported_and_tried_again(make_config, undisturbed, tmp_path, monkeypatch, capsys):
   save = Checkpoints.save.__globals__['_Manager'].save
   failures = []

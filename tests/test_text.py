@@ -67,9 +67,10 @@ def test_a_dataset_without_texts_is_refused():
     make_model(ModelConfig(text_length=4, num_encoder_layers=1), ImageSpec(32, 32, 3))
 
 
-@pytest.mark.parametrize('name', ['1d_text', '2d_text_superres_classes_dmol'])
-def test_every_byte_and_its_place_matter_and_padding_does_not(name):
-  model, variables = make_case(name)
+@pytest.mark.parametrize('name, coordinates', [('1d_text', 'rotary'), ('1d_text', 'sine'),
+                                               ('2d_text_superres_classes_dmol', 'rotary')])
+def test_every_byte_and_its_place_matter_and_padding_does_not(name, coordinates):
+  model, variables = make_case(name, coordinates=coordinates)
   length, image = model.config.text_length, random_images(model.spec, 1)
   given = {name: np.zeros((1, *one.shape), np.int32) for name, one in model.conditions.items()}
   log_prob = jax.jit(lambda text: model.apply(variables, image, {**given, 'text': text}, method='log_prob')[0])
@@ -80,6 +81,16 @@ def test_every_byte_and_its_place_matter_and_padding_does_not(name):
   longer = make_model(dataclasses.replace(model.config, text_length=length + 3), model.spec)
   again = longer.apply(variables, image, {**given, 'text': longer.conditions['text'].parse(['ab'])}, method='log_prob')
   assert float(again[0]) == pytest.approx(found[3], rel=1e-6)
+  again = longer.apply(variables, image, {**given, 'text': longer.conditions['text'].parse([''])}, method='log_prob')
+  assert float(again[0]) == pytest.approx(found[0], rel=1e-6)
+
+
+def test_learned_coordinates_tell_the_order_of_bytes():
+  model, variables = make_case('1d_text', coordinates='learned')
+  image = random_images(model.spec, 1)
+  found = [float(model.apply(variables, image, {'text': model.conditions['text'].parse([text])}, method='log_prob')[0])
+           for text in ('abc', 'acb')]
+  assert np.isfinite(found).all() and abs(found[0] - found[1]) > 1e-4
 
 
 def test_training_hides_as_many_texts_as_it_should():
@@ -179,6 +190,14 @@ print(json.dumps({
     'wrong': all(texts.facts(*scenes.parse(change(other, rng))) != texts.facts(*scenes.parse(other))
                  for change in texts.CHANGES.values() for _ in range(30))}))
 """
+
+
+def test_each_split_has_scenes_of_its_own(tmp_path, monkeypatch):
+  for split in scenes.SPLITS:
+    monkeypatch.setitem(scenes.SPLITS, split, 3)
+  for split in scenes.SPLITS:
+    found = data.open_split(Config(dataset='scenes', data_dir=str(tmp_path)), split)
+    assert {found[i]['image'].tobytes() for i in range(3)} == {scenes.scene(split, i)[0].tobytes() for i in range(3)}
 
 
 def test_wrong_captions_are_wrong():

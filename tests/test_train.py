@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 
 from etils import epath
 import jax
@@ -11,14 +12,14 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from helpers import leave_run
+from helpers import leave_run, make_case, parameter_shapes
 from image_transformer import config as config_lib
-from image_transformer import data, devices, metrics, runs
+from image_transformer import data, devices, metrics, reports, runs
 from image_transformer.checkpoints import Checkpoints
 from image_transformer.errors import InputError, RunError
 from image_transformer.library import load
 from image_transformer.model import make_model
-from image_transformer.optimizers import learning_rate, make_optimizer
+from image_transformer.optimizers import _matrices, learning_rate, make_optimizer
 from image_transformer.state import init_state
 from image_transformer.training import Trainer, _still_falling, train
 from image_transformer.training_step import make_train_step
@@ -105,6 +106,15 @@ def test_muon_updates_the_matrices_of_the_layers_and_adam_the_rest(make_config):
   assert matrices == 6 and others > 6
 
 
+@pytest.mark.parametrize('name, encoder', [('1d_text', 'text_encoder'), ('1d_superres', 'encoder')])
+def test_muon_updates_the_matrices_of_encoders_too(name, encoder):
+  shapes = parameter_shapes(make_case(name)[0])
+  marked = {jax.tree_util.keystr(path) for path, mark in jax.tree_util.tree_leaves_with_path(_matrices(shapes))}
+  kernels = {jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+             if path[0].key in (encoder, 'decoder') and leaf.ndim == 2}
+  assert marked == kernels and any(encoder in key for key in kernels)
+
+
 def test_adam_beside_muon_has_the_configured_decays(make_config):
   """Two steps of a bias, by Adam's equations with Nesterov's momentum."""
   settings = make_config(optimizer={'name': 'muon', 'warmup_steps': 1, 'b1': 0.8, 'b2': 0.7, 'epsilon': 0.1}).optimizer
@@ -169,6 +179,25 @@ def test_ema_is_evaluated_where_asked_for(make_config, tmp_path):
   assert not np.array_equal(jax.tree.leaves(raw)[0], jax.tree.leaves(averaged)[0])
 
 
+def test_training_reports_and_returns_the_averaged_parameters(make_config, tmp_path):
+  config = make_config(train={'steps': 4, 'eval_every': 0}, optimizer={'learning_rate': 0.1})
+  trained = train(config, tmp_path / 'run')
+  reported = json.loads((tmp_path / 'run' / 'results.json').read_text())['bits_per_dim']
+  loaded = load(tmp_path / 'run')
+  jax.tree.map(np.testing.assert_array_equal, trained.variables, loaded.variables)
+  raw = load(tmp_path / 'run', make_config(train={'steps': 4, 'eval_every': 0}, optimizer={'learning_rate': 0.1},
+                                           eval={'ema': False})).evaluate().bits_per_dim
+  assert reported == pytest.approx(loaded.evaluate().bits_per_dim, abs=1e-6) != pytest.approx(raw, abs=1e-3)
+
+
+def test_the_seconds_of_training_go_on_where_a_run_was_resumed(make_config, tmp_path):
+  run(make_config(train={'steps': 4, 'eval_every': 0}), tmp_path)
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text(re.sub(r'"seconds": [^,}]+', '"seconds": 1000.0', path.read_text()))
+  run(make_config(train={'steps': 8, 'eval_every': 0}), tmp_path)
+  assert metrics.training_seconds(epath.Path(tmp_path)) > 1000
+
+
 def test_load_takes_the_mean_of_the_newest_checkpoints(make_config, tmp_path):
   states = leave_run(tmp_path, make_config(), steps=(2, 4, 10))
   for ema, number in itertools.product([True, False], [1, 2, 3]):
@@ -219,6 +248,8 @@ def test_another_run_is_not_overwritten(make_config, tmp_path):
   with pytest.raises(InputError, match=r'model.num_heads \(2 there, 4 here\)'):
     runs.write_config(workdir, make_config(model={'num_heads': 4}))
   assert (workdir / 'config.json').read_text() == before
+  with pytest.raises(InputError, match=r'train.batch_size \(8 there, 4 here\)'):
+    runs.write_config(workdir, make_config(train={'batch_size': 4}))
   runs.write_config(workdir, make_config(train={'steps': 9}, eval={'num_images': 3}))
   assert json.loads((workdir / 'config.json').read_text())['train']['steps'] == 9
   with pytest.raises(InputError, match='train.steps is 3, but must be at least 4'):
@@ -286,6 +317,17 @@ def test_training_starts_from_the_parameters_of_another_run(make_config, tmp_pat
     with pytest.raises(InputError, match=says):
       train(dataclasses.replace(make_config(model={'hidden_size': 32}), init_from=init_from), tmp_path / 'other')
   assert not (tmp_path / 'other').exists()
+
+
+def test_results_of_an_earlier_step_are_replaced_even_by_fewer_images(make_config, tmp_path):
+  leave_run(tmp_path, make_config())
+  loaded, reported = load(tmp_path), []
+  for step, number in (1, 20), (1, 10), (2, 10):
+    evaluation = metrics.Evaluation(np.full(number, 1.0), 64)
+    reports.write_evaluation(dataclasses.replace(loaded, step=step), evaluation, 'test')
+    report = json.loads((tmp_path / 'results.json').read_text())
+    reported.append((report['step'], report['num_images']))
+  assert reported == [(1, 20), (1, 20), (2, 10)]
 
 
 def test_a_finished_run_that_is_run_again_has_one_line_for_its_evaluation(make_config, tmp_path):

@@ -16,7 +16,7 @@ from image_transformer.config import Config, FolderConfig, ImageSpec, ModelConfi
 from image_transformer.datasets import digits, moving_digits
 from image_transformer.embeddings import Coordinates
 from image_transformer.errors import InputError, NotAnImageError
-from image_transformer.model import make_model
+from image_transformer.model import Encoded, make_model
 from image_transformer.sampling import positions_in_rows, sample
 
 SMALL = {'query_block': (1, 8, 16), 'memory_flange': (1, 8, 0), 'num_layers': 1, 'hidden_size': 16, 'num_heads': 2,
@@ -83,6 +83,15 @@ def moving(tmp_path):
   (tmp_path / 'clip' / 'Thumbs.db').write_bytes(b'no image')
   (tmp_path / 'README.txt').write_text('no image either')
   return frames
+
+
+def test_each_split_has_clips_of_its_own_digits(tmp_path, monkeypatch):
+  for split in moving_digits.SPLITS:
+    monkeypatch.setitem(moving_digits.SPLITS, split, 3)
+  for split in moving_digits.SPLITS:
+    found = data.open_split(Config(dataset='moving_digits', data_dir=str(tmp_path)), split)
+    clips = [moving_digits.clip(split, i, digits.images()[split]).tobytes() for i in range(3)]
+    assert {found[i]['image'].tobytes() for i in range(3)} == set(clips)
 
 
 def test_animations_and_folders_of_images_are_videos(moving, tmp_path):
@@ -195,6 +204,12 @@ def test_every_pixel_of_every_frame_has_coordinates_of_its_own(kind):
   frame, row, column = np.indices((2, 3, 4)).reshape(3, -1)
   encoded, _ = coordinates.init_with_output(jax.random.key(0), row, column, frame)
   assert len(np.unique(np.asarray(encoded), axis=0)) == 24
+  config, spec = CASES['3d_categorical']  # 4 frames of 2 rows
+  model = make_model(dataclasses.replace(config, coordinates=kind, hidden_size=24), spec)
+  number = model.layout.num_positions
+  embedded = model.apply(random_variables(model), np.zeros((1, number, 1), int), np.full(number, -1), np.arange(number),
+                         Encoded(None, []), method='embed')
+  assert len(np.unique(np.asarray(embedded[0]).round(5), axis=0)) == number
 
 
 def test_what_does_not_fit_is_refused():

@@ -73,9 +73,10 @@ def test_measured_runs_are_in_results():
     assert ' | '.join(f'{count:,}' for count in counts) == rest, name
 
 
-def test_the_race_is_in_results():
-  text = re.search(r'^Ten minutes on one core.*?\n\n', page('training'), re.MULTILINE | re.DOTALL)[0]
-  runs = [results('race', path.name) for path in sorted((ROOT / 'results' / 'race').glob('*_10_seed_*.json'))]
+@pytest.mark.parametrize('minutes, begin', [(10, 'Ten minutes on one core'), (60, 'An hour')])
+def test_the_race_is_in_results(minutes, begin):
+  text = re.search(rf'^{begin}.*?\n\n', page('training'), re.MULTILINE | re.DOTALL)[0]
+  runs = [results('race', path.name) for path in sorted((ROOT / 'results' / 'race').glob(f'*_{minutes}_seed_*.json'))]
   assert {run['num_cpus'] for run in runs} == {1}
   assert sorted(re.findall(r'\d\.\d{3}', text)) == sorted(f'{run["bits_per_dim"]:.3f}' for run in runs)
 
@@ -89,6 +90,12 @@ def test_the_size_of_a_compressed_file_is_in_results():
   drawing, there, back = (codec['seconds_per_image'][name] for name in ('sample', 'compress', 'decompress'))
   assert (f'compressing takes {there:.3f} s for each of these images and decompressing {back:.3f} s, '
           f'{back / drawing:.1f} times as long as drawing one') in text
+
+
+def test_the_run_of_cut_photos_is_in_results():
+  run = results('photos', 'results.json')
+  assert (f'What {run["num_images"] + run["num_train_images"]} squares cut from nine photos give after {run["step"]:,} '
+          f'steps, {run["training_seconds"] / 60:.0f} minutes on a core') in flat(page('using'))
 
 
 def test_rungs_are_in_results():
@@ -266,10 +273,10 @@ def test_the_readme_is_short_and_its_numbers_are_in_results():
   runs = ['digits', 'cifar10_fast_smoke', 'cifar10_fast', 'cifar10_fast_superres']
   assert rows == [tuple(f'{results(run, "results.json")[name]:.3f}' for name in ('bits_per_dim', 'standard_error'))
                   for run in runs]
-  run = results('cifar10_fast', 'results.json')
+  run, best = results('cifar10_fast', 'results.json'), results('race', 'recipe_60_seed_0.json')
+  assert (f'{best["bits_per_dim"]:.3f} bits/dim on {best["num_images"]:,} test images, after '
+          f'{best["seconds"] / 60:.0f} minutes on a CPU and {run["num_train_images"]:,} training images') in flat(text)
   minutes = f'{run["training_seconds"] / 60:.0f} minutes'
-  assert (f'{run["bits_per_dim"]:.3f} bits/dim on {run["num_images"]:,} test images, after {minutes} on a CPU and '
-          f'{run["num_train_images"]:,} training images') in flat(text)
   assert f'| [CIFAR-10, {minutes}](docs/training.md)' in text and minutes in page('training')
   run = results('digits', 'results.json')
   assert f'on all {run["num_images"]} test digits (about {run["bits_per_dim"]:.2f} bits/dim)' in flat(text)

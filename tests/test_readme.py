@@ -77,7 +77,7 @@ def test_measured_runs_are_in_results():
 def test_the_race_is_in_results(minutes, begin):
   text = re.search(rf'^{begin}.*?\n\n', page('training'), re.MULTILINE | re.DOTALL)[0]
   runs = [results('race', path.name) for path in sorted((ROOT / 'results' / 'race').glob(f'*_{minutes}_seed_*.json'))]
-  assert {run['num_cpus'] for run in runs} == {1}
+  assert {run['num_cpus'] for run in runs} == {1} and len(runs) >= 3
   assert sorted(re.findall(r'\d\.\d{3}', text)) == sorted(f'{run["bits_per_dim"]:.3f}' for run in runs)
 
 

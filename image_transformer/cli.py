@@ -75,11 +75,11 @@ _FLAGS = {'train': ['config', 'dry_run'], 'eval': ['config', 'average_checkpoint
 _FLAGS['sample'] = [*_FLAGS['eval'], 'num_samples', 'temperature', *_TYPED, 'seed', 'npz']
 _FLAGS['superres'] = [*_FLAGS['sample'], 'input', 'num_inputs']
 _FLAGS['complete'] = [*_FLAGS['superres'], 'keep']
-_FLAGS['score'] = [*_FLAGS['eval'], *_TYPED, 'input', 'num_inputs']
-_FLAGS['compress'] = [*_FLAGS['score'], 'output', 'no_verify']
+_FLAGS['compress'] = [*_FLAGS['eval'], *_TYPED, 'input', 'num_inputs', 'output', 'no_verify']
+_FLAGS['score'] = [flag for flag in _FLAGS['compress'] if flag not in ('labels', 'output', 'no_verify')]
 _FLAGS['decompress'] = [*_FLAGS['eval'], 'input', 'output']
 _FLAGS['export'] = [*_FLAGS['eval'], 'output']
-_FLAGS['study'] = [*_FLAGS['score'], 'temperature', 'seed', 'output', 'form', 'analyse']
+_FLAGS['study'] = [*_FLAGS['score'], 'labels', 'temperature', 'seed', 'output', 'form', 'analyse']
 _FLAGS['picture --kind=attention'] = [*_FLAGS['eval'], 'kind', *_TYPED, 'input', 'position']
 _FLAGS['picture --kind=memory'] = ['config', 'kind', 'position']
 _FLAGS['picture --kind=bits'] = [*_FLAGS['eval'], 'kind', *_TYPED, 'input', 'num_inputs']
@@ -131,7 +131,8 @@ def _load() -> Run:
   runs.read_trained_on(_workdir())  # so that a damaged file fails before the slow part
   config = _given_config()
   run = load(_workdir(), config and data.with_stand_in(config), _AVERAGE.value)
-  if _MODE.value in ('eval', 'superres') and data.note(run.config):
+  # Where files are given, the data set need not be there.
+  if _MODE.value in ('eval', 'superres') and not _INPUT.value and data.note(run.config):
     print(data.note(run.config))
   return run
 

@@ -34,8 +34,8 @@ def as_path(path: os.PathLike | str, name: str = 'path') -> epath.Path:
   except KeyError as error:
     raise InputError(f'{name} is {text}, an address of an unknown kind; known are gs:// and s3://.') from error
   except ImportError as error:
-    raise InputError(f"{name} is {text}, which needs another package ({last_line(error)}): pip install "
-                     "'image_transformer[gcs]' (s3fs for s3://).") from error
+    raise InputError(f"{name} is {text}, which needs another package ({last_line(error)}): pip install -e "
+                     "'.[gcs]' in the folder of this project (s3fs for s3://).") from error
   except OSError:
     pass  # a name that is too long, say; whoever opens it reports it
   check(not str(found).startswith('~'), name, text, 'a path whose user exists')

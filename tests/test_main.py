@@ -297,6 +297,12 @@ def test_another_run_is_refused_before_its_data_are_prepared(call, digits, tmp_p
   assert not list(tmp_path.iterdir())
 
 
+def test_files_are_enlarged_wherever_the_data_set_is(call, superres, photos):
+  code, printed = call('--mode=superres', f'--workdir={superres}', f'--input={photos}', '--labels=1', '--num_inputs=1',
+                       '--num_samples=1', *TINY_SUPERRES, '--config.data_dir=~nobody-has-this-name')
+  assert code == 0, printed
+
+
 def test_a_dry_run_says_that_generated_images_may_be_trained_on(call, tmp_path):
   arguments = '--dry_run', f'--config.data_dir={tmp_path}', f'--workdir={tmp_path / "run"}', *TINY[1:]
   for config, expected in ('cifar10_fast:smoke', True), ('digits', False):
@@ -348,6 +354,7 @@ def test_a_run_that_began_with_another_is_evaluated_by_the_same_names(call, digi
     ('digits', '--mode=decompress --output=nowhere', '--input is missing, but must be a compressed file'),
     ('digits', '--mode=decompress --input=README.md --output=nowhere', 'README.md: This is not a file that was'),
     ('digits', '--mode=score --output=nowhere', '--output means nothing to --mode=score'),
+    ('digits', '--mode=score --labels=3', '--labels means nothing to --mode=score'),
 ])
 def test_what_a_run_cannot_do_is_said_and_nothing_is_written(request, call, run, arguments, says):
   workdir = request.getfixturevalue(run)

@@ -47,9 +47,9 @@ def local_attention(q_BNQHK: jax.Array, k_BNQHK: jax.Array, v_BNQHK: jax.Array, 
 
 
 def _fused_local_attention(q_BNQHK, k_BNQHK, v_BNQHK, layout):
+  visible_NQM = layout.visible()
   # Every block of every image is one of a batch. A mask for each of them is small beside keys and values, and one
   # mask for all images would need their axis beside that of the heads: another copy of everything.
-  visible_NQM = layout.visible()
   visible_BNQM = jnp.broadcast_to(visible_NQM, (q_BNQHK.shape[0], *visible_NQM.shape))
   q, k, v, visible = (x.reshape(-1, *x.shape[2:]) for x in (
       q_BNQHK, memory_blocks(k_BNQHK, layout), memory_blocks(v_BNQHK, layout), visible_BNQM))

@@ -8,7 +8,13 @@ from etils import epath
 
 from image_transformer.errors import InputError
 
-METADATA = 'metadata.jsonl'
+_METADATA = 'metadata.jsonl'
+
+
+def beside(image: epath.Path) -> list[epath.Path]:
+  """An image, and the files in its folder that may hold its text."""
+  return [file for file in image.parent.iterdir()
+          if file.is_file() and (file.stem == image.stem or file.name == _METADATA)]
 
 
 def read_captions(files: Iterable[epath.Path]) -> tuple[dict[epath.Path, str], set[epath.Path]]:
@@ -32,7 +38,7 @@ def read_captions(files: Iterable[epath.Path]) -> tuple[dict[epath.Path, str], s
       sources.add(file)
       texts |= dict.fromkeys(images, _plain(_read(file)))
   for file in files:
-    if file.name == METADATA:
+    if file.name == _METADATA:
       sources.add(file)
       for number, line in enumerate(_read(file).split('\n'), 1):
         try:

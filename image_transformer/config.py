@@ -198,7 +198,7 @@ class OptimizerConfig:
   # muon: Muon (Jordan et al., 2024) for the matrices of the layers, Adam for all other parameters.
   name: Literal['adam', 'muon'] = 'adam'
   learning_rate: float = 3.5e-3  # the peak
-  warmup_steps: int = 4_000
+  warmup_steps: int = 4_000  # steps in which the rate rises to the peak
   schedule: Literal['rsqrt', 'cosine'] = 'rsqrt'  # rsqrt: ~ min(t/w, sqrt(w/t)), the paper's; cosine: 0 at the end
   b1: float = 0.9  # of Adam, like the next two
   b2: float = 0.98

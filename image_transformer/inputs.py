@@ -6,8 +6,7 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from image_transformer import batching, data, images, pictures
-from image_transformer.captions import METADATA, read_captions
+from image_transformer import batching, captions, data, images, pictures
 from image_transformer.errors import InputError, NotAnImageError
 from image_transformer.library import Run
 from image_transformer.paths import as_path
@@ -81,8 +80,7 @@ def _read(path, spec, number, exact):
   found, left_out = images.find_files(path)
   texts, sources = {}, set()
   if spec.has_texts:
-    texts, sources = read_captions(found if path.is_dir() else [
-        file for file in path.parent.iterdir() if file.is_file() and (file.stem == path.stem or file.name == METADATA)])
+    texts, sources = captions.read_captions(found if path.is_dir() else captions.beside(path))
   if path.is_dir():
     found = [file for file in found if file not in sources]
     found = images.find_videos(found) if spec.frames else found

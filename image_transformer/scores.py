@@ -20,8 +20,7 @@ _FEW = 2  # positions in each direction, of a small memory
 
 def with_small_memory(model: ImageTransformer) -> ImageTransformer:
   """The same network, but each position sees only the few before it in its block, and as many beside the block."""
-  num_axes = len(model.config.query_block)
-  sides = model.spec.shape[:-1][-num_axes:] if num_axes > 1 else (model.layout.num_positions,)
+  sides = model.spec.shape[:-1] if len(model.config.query_block) > 1 else (model.layout.num_positions,)
   few = tuple(min(_FEW, side) for side in sides)
   return make_model(dataclasses.replace(model.config, query_block=few, memory_flange=few), model.spec)
 

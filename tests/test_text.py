@@ -294,8 +294,11 @@ def test_a_folder_is_read_with_its_texts(tmp_path, capfd):
   run = it.library.Run(config, make_model(config.model, data.image_spec(config)), {}, 0, epath.Path())
   assert 'text' not in read_inputs(run, tmp_path / 'photos', 0)[0] and '5.png has no text' in capfd.readouterr().err
   (tmp_path / 'photos' / '5.png').unlink()
+  # Of one image, texts of others do not matter.
+  (tmp_path / 'photos' / '4.txt').write_bytes('né'.encode('latin-1'))
   one, _ = read_inputs(run, tmp_path / 'photos' / '3.png', 0)
   assert Text(config.model, run.model.spec).captions(one['text']) == ['number 3']
+  (tmp_path / 'photos' / '4.txt').write_text('number 4')
   inputs, _ = read_inputs(run, tmp_path / 'photos', 0)
   for image, text in zip(inputs['image'], Text(config.model, run.model.spec).captions(inputs['text'])):
     np.testing.assert_array_equal(image, found[text])

@@ -114,16 +114,10 @@ def train(experiment: Experiment, out: pathlib.Path, data_dir: str, num_seeds: i
 
 
 def _train_and_evaluate(experiment, here, name, seed, data_dir):
-  results, averaged, raw = (here / f'{name}.json' for name in ('results', 'averaged', 'raw'))
-  if averaged.exists():  # a stop came while the parameters without averaging were evaluated
-    averaged.replace(results)
-  if not results.exists():
+  if not (here / 'results.json').exists():
     _run(experiment, here, name, seed, data_dir)
-  if name in experiment.raw and not raw.exists():
-    averaged.write_text(results.read_text())
+  if name in experiment.raw and not (here / 'results_raw.json').exists():
     _run(experiment, here, name, seed, data_dir, '--mode=eval', '--config.eval.ema=False')
-    results.replace(raw)
-    averaged.replace(results)
   print(name, seed, _bits(here), flush=True)
 
 
@@ -145,8 +139,8 @@ def rows(experiment: Experiment, out: pathlib.Path) -> dict[str, list[float]]:
   """Bits/dim on all test images by seed, of every kind of run that is there."""
   found = {}
   for name in experiment.runs:
-    for title, file in (name, 'results.json'), (f'{name}, not averaged', 'raw.json'):
-      here = [folder(out, name, seed) for seed in range(len(list(out.iterdir())))]
+    for title, file in (name, 'results.json'), (f'{name}, not averaged', 'results_raw.json'):
+      here = [folder(out, name, seed) for seed in range(len(list(out.glob('*'))))]
       if values := [_bits(one, file) for one in here if (one / file).exists()]:
         found[title] = values
   return found
@@ -192,6 +186,8 @@ def main():
   experiment, out = EXPERIMENTS[args.experiment], args.out or pathlib.Path('runs/comparison', args.experiment)
   if args.what == 'train':
     train(experiment, out, args.data_dir, args.seeds, args.jobs)
+  elif not rows(experiment, out):
+    parser.error(f'--out: {out} holds no finished runs of this experiment; train them first')
   (out / 'table.md').write_text(table(experiment, out))
   curves(experiment, out).savefig(out / 'curves.png', dpi=110)
   print(table(experiment, out))

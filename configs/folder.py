@@ -7,7 +7,8 @@ Hardware: any; a batch of 32 images of 32x32. Time and bits/dim depend on the im
   python main.py --config=configs/folder.py:smoke --config.folder.path=DIR
 
 `:smoke` trains a small model by the recipe of cifar10_fast.py, in minutes. `:texts` trains a small model that draws
-what texts say: it reads a text for every image, from NAME.txt beside NAME.png or from metadata.jsonl.
+what texts say: it reads a text for every image, from NAME.txt beside NAME.png or from metadata.jsonl. `:videos` trains
+a small model of videos of 8 frames of 16x16: GIFs, or sub-folders of images.
 """
 
 from image_transformer.configs import base, cifar10_2d_dmol, cifar10_fast
@@ -30,4 +31,11 @@ def get_config(variant=''):
       'model.text_dropout': 0.1,
       'model.num_encoder_layers': 2,
       'train.steps': 8000,
+  }, videos=SMALL | {
+      'folder.frames': 8,
+      'folder.size': (16, 16),
+      'model.query_block': (1, 4, 16),
+      'model.memory_flange': (1, 4, 0),
+      'sample.num_images': 8,
+      'sample.batch_size': 8,
   })

@@ -226,6 +226,12 @@ class SampleConfig:
     check_ranges('sample', self, POSITIVE, positive_float, 'temperature')
 
 
+def _absolute(path):
+  """Wherever a run is resumed or evaluated, this is the same folder; what is no local path stays as it is."""
+  expanded = os.path.expanduser(path)
+  return path if not path or '://' in path or expanded.startswith('~') else os.path.abspath(expanded)
+
+
 @dataclasses.dataclass(frozen=True)
 class FolderConfig:
   """The dataset `folder`: images of your own, read once and kept in `data_dir`."""
@@ -239,8 +245,7 @@ class FolderConfig:
 
   def __post_init__(self):
     object.__setattr__(self, 'size', tuple(self.size))
-    if self.path and '://' not in self.path:  # wherever the run is resumed or evaluated, it is the same folder
-      object.__setattr__(self, 'path', os.path.abspath(os.path.expanduser(self.path)))
+    object.__setattr__(self, 'path', _absolute(self.path))
     check(len(self.size) == 2 and all(0 < side <= _MAX_SIDE for side in self.size), 'folder.size', self.size,
           f'a height and a width, each in 1..{_MAX_SIDE}')
     check_whole('folder', self, 0, _MAX_SIDE, 'frames', zero='still images')
@@ -266,6 +271,7 @@ class Config:
   sample: SampleConfig = SampleConfig()
 
   def __post_init__(self):
+    object.__setattr__(self, 'data_dir', _absolute(self.data_dir))
     check(0 <= self.seed < 2**32, 'seed', self.seed, 'in 0..2^32-1')
 
 

@@ -1,7 +1,6 @@
 """Inputs from the user for a trained model: files of any size, or the first images of a split."""
 
 import os
-from typing import Any
 
 from etils import epath
 import numpy as np
@@ -32,51 +31,25 @@ def read_inputs(run: Run, path: os.PathLike | str | None, number: int,
   Raises:
     InputError: for files that cannot be used.
   """
-  config, spec = run.config, run.model.spec
   if not path:
-    source = data.open_split(config, config.eval.split)
+    source = data.open_split(run.config, run.config.eval.split)
     number = min(number or len(source), len(source))
     return batching.first_examples(source, number), None
-  files, photos, texts = _read(as_path(path), spec, number, exact)
-  # Files hold bytes; the dataset may have fewer levels.
-  bytes_, photos = photos, [np.round(photo * ((spec.levels - 1) / 255)).astype(np.uint8) for photo in photos]
-  for file, photo, before in zip(files, photos, bytes_) if exact else ():
-    if photo.shape != spec.shape:
-      raise InputError(f'{file} is {photo.shape[-3]} x {photo.shape[-2]} (height x width), but must be exactly '
-                       f'{spec.height} x {spec.width}.')
-    if not np.array_equal(pictures.as_bytes(photo, spec.levels), before):
-      raise InputError(f'{file} has intensities other than the {spec.levels} of the model, which spread over a byte.')
-  more: list[dict[str, Any]] = [{} for _ in files]
+  files, fitted, texts = _read(as_path(path), run.model, number, exact)
   if texts and texts.keys() >= set(files):
-    more = [{'text': texts[file]} for file in files]
+    fitted = [values | _given(run.model, {'text': texts[file]}) for file, values in zip(files, fitted)]
   elif texts:
     warn(f'{next(file for file in files if file not in texts)} has no text, so the texts of the others are not used.')
-
-  def given(examples):
-    return {name: np.stack([condition.of_example(example) for example in examples])
-            for name, condition in run.model.conditions.items() if condition.source in examples[0]}
-
-  # A condition may itself be an image, and the photos may already have its size.
-  for name, condition in run.model.conditions.items():
-    are_it = [photo.shape == condition.shape for photo in photos]
-    if any(are_it) and not all(are_it):
-      height, width, _ = condition.shape
-      raise InputError(f'Some files in {path} are {height} x {width} and others are not, such as '
-                       f'{files[are_it.index(False)]}: give them one kind at a time.')
-    if any(are_it):
-      return {name: np.stack(photos)} | given(more), files
-  fitted = []
-  for file, photo, example in zip(files, photos, more):
-    try:
-      fitted.append(images.fit(photo, spec.height, spec.width))
-    except InputError as error:
-      raise InputError(f'{file}: {error}') from error
-    example['image'] = images.crop_to(photo, spec.height, spec.width)
-  return {'image': np.stack(fitted)} | given(more), files
+  small = [file for file, values in zip(files, fitted) if 'image' not in values]
+  if 0 < len(small) < len(files):
+    raise InputError(f'Some files in {path} have the size of small images and others have not, such as {small[0]} and '
+                     f'{next(file for file in files if file not in small)}: give them one kind at a time.')
+  return {name: np.stack([values[name] for values in fitted]) for name in fitted[0]}, files
 
 
-def _read(path, spec, number, exact):
-  """The first files that hold images, these, and the texts of files; what is left out of a folder is said."""
+def _read(path, model, number, exact):
+  """The first files that hold images, what a model needs of each, and the texts of files; says what is left out."""
+  spec = model.spec
   found, left_out = images.find_files(path)
   texts, sources = {}, set()
   if spec.has_texts:
@@ -85,20 +58,46 @@ def _read(path, spec, number, exact):
     found = [file for file in found if file not in sources]
     found = images.find_videos(found) if spec.frames else found
   left_out = {file: f'{file} is {reason}' for file, reason in left_out.items()}
-  files, photos = [], []
+  files, fitted = [], []
   for file in found:
     if len(files) == number > 0:
       break
     try:
-      photos.append(images.read_video(file, spec.channels, spec.frames, exact) if spec.frames else
-                    images.read_image(file, spec.channels, exact))
-      files.append(file)
+      photo = (images.read_video(file, spec.channels, spec.frames, exact) if spec.frames else
+               images.read_image(file, spec.channels, exact))
     except InputError as error:
       if found == [path] or exact and not isinstance(error, NotAnImageError):
         raise
       left_out[file] = str(error).rstrip('.')
+      continue
+    files.append(file)
+    fitted.append(_fit(file, photo, model, exact))  # at once, since a photo may be large
   for reason in left_out.values():
     warn(f'{reason}, and left out.')
   if not files:
     raise InputError(f'{path} holds no images that can be used: name another folder.')
-  return files, photos, texts
+  return files, fitted, texts
+
+
+def _fit(file, bytes_, model, exact):
+  """An image in the model's size, with conditions made of it; or a condition alone, if the image has its size."""
+  spec = model.spec
+  photo = np.round(bytes_ * ((spec.levels - 1) / 255)).astype(np.uint8)  # the dataset may have fewer levels
+  if exact and photo.shape != spec.shape:
+    raise InputError(f'{file} is {photo.shape[-3]} x {photo.shape[-2]} (height x width), but must be exactly '
+                     f'{spec.height} x {spec.width}.')
+  if exact and not np.array_equal(pictures.as_bytes(photo, spec.levels), bytes_):
+    raise InputError(f'{file} has intensities other than the {spec.levels} of the model, which spread over a byte.')
+  for name, condition in model.conditions.items():
+    if photo.shape == condition.shape:
+      return {name: photo}
+  try:
+    fitted = images.fit(photo, spec.height, spec.width)
+  except InputError as error:
+    raise InputError(f'{file}: {error}') from error
+  return {'image': fitted} | _given(model, {'image': images.crop_to(photo, spec.height, spec.width)})
+
+
+def _given(model, example):
+  return {name: condition.of_example(example) for name, condition in model.conditions.items()
+          if condition.source in example}

@@ -208,6 +208,8 @@ def load(workdir: os.PathLike | str, config: Config | None = None, num_checkpoin
   if config is not None:  # for how long it was trained, and from what, is not asked here
     train = dataclasses.replace(config.train, steps=saved.train.steps)
     config = dataclasses.replace(config, init_from=saved.init_from, train=train)
+    if not saved.folder.path:  # exported weights do not say where their images were
+      saved = dataclasses.replace(saved, folder=dataclasses.replace(saved.folder, path=config.folder.path))
     check_same_run(folder, saved, config)
   config = config or saved
   model = make_model(config.model, data.image_spec(config))

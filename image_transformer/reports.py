@@ -1,6 +1,6 @@
 """Reports of a run: naming, writing and reading its results and pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import contextlib
 import csv
 import io
@@ -49,12 +49,12 @@ def ways(report: Mapping[str, Any]) -> list[str]:
 def write_evaluation(run: Run, evaluation: Evaluation, split: str) -> None:
   """Writes `results.json`: the exact bits/dim of a run on a split, and all that is needed to interpret it.
 
-  Evaluations on a split other than the run's own, of averaged checkpoints, or on fewer images than in the existing
-  report are written to files of their own.
+  Evaluations on a split other than the run's own, with other parameters than its own, or on fewer images than in the
+  existing report are written to files of their own.
   """
-  other = '' if split == read_config(run.workdir).eval.split else split
-  path = run.workdir / ('_'.join(filter(None, ['results', _average(run), other])) + '.json')
-  if _is_fuller(path, run, evaluation.num_images):
+  other = [] if split == read_config(run.workdir).eval.split else [split]
+  path = run.workdir / ('_'.join(['results', *_parameters(run), *other]) + '.json')
+  if _is_fuller(path, run, num_images=evaluation.num_images):
     path = path.with_name(f'{path.stem}_first{evaluation.num_images}.json')
   results = {
       'dataset': run.config.dataset,
@@ -91,8 +91,10 @@ def write_superres(run: Run, name: str, measures: Mapping[str, Mapping[str, np.n
 
   num_images = len(measures['bicubic']['consistency'])
   path = run.workdir / 'superres.json'
-  if not for_tables or _is_fuller(path, run, num_images, measures):
-    path = run.workdir / 'samples' / f'{name}.json'
+  if not for_tables or _parameters(run) or _is_fuller(path, run, measures, num_images=num_images,
+                                                      num_samples=about['num_samples']):
+    drawn = '-'.join(way.removeprefix(_TEMPERATURE) for way in measures if way != 'bicubic')
+    path = run.workdir / 'samples' / f'{name}_temperature{drawn}.json'
   report = {
       'dataset': run.config.dataset,
       'step': run.step,
@@ -107,24 +109,20 @@ def write_superres(run: Run, name: str, measures: Mapping[str, Mapping[str, np.n
   print(f'Wrote {path}')
 
 
-def drawing_name(run: Run, kind: str, source: str, shape: Sequence[int], seed: int,
-                 typed: Mapping[str, Sequence[str]]) -> str:
-  """A file name for images that says what they depend on.
+def file_name(run: Run, parts: Sequence[str], typed: Mapping[str, Sequence[str]]) -> str:
+  """A file name that says what its content depends on, without an ending.
 
   Args:
-    run: the run that drew them.
-    kind: '' for samples, else what was done with inputs.
-    source: where the inputs come from.
-    shape: how many images.
-    seed: the seed of the images.
+    run: the run that made it.
+    parts: what was done, with what inputs, how many and so on; empty ones are left out.
     typed: values of conditions that were typed, by the name of the flag.
   """
-  parts = [f'{run.step:07d}{kind}', source, 'x'.join(map(str, shape)), f'seed{seed}']
+  parts = [f'{run.step:07d}', *parts]
   for flag, words in typed.items():
     plain = '-'.join(words)
     digest = f'{zlib.crc32(repr(words).encode(errors="replace")):08x}'
     parts.append(flag + (plain if re.fullmatch(r'[\d-]{,40}', plain) else digest))
-  return '_'.join(filter(None, [*parts, _average(run)]))
+  return '_'.join(filter(None, [*parts, *_parameters(run)]))
 
 
 def write_drawing(run: Run, name: str, temperature: float, picture: np.ndarray,
@@ -198,16 +196,20 @@ def _checked(report: dict[str, Any], needed: Mapping[str, Any]) -> dict[str, Any
   return report
 
 
-def _average(run: Run) -> str:
-  return f'average{run.num_checkpoints}' if run.num_checkpoints > 1 else ''
+def _parameters(run: Run) -> list[str]:
+  """Names for parameters other than the run's own: of several checkpoints, or averaged in training or not."""
+  names = [f'average{run.num_checkpoints}'] if run.num_checkpoints > 1 else []
+  if run.config.train.ema_decay and run.config.eval.ema != read_config(run.workdir).eval.ema:
+    names.append('ema' if run.config.eval.ema else 'raw')
+  return names
 
 
-def _is_fuller(path: epath.Path, run: Run, num_images: int, measured: Mapping[str, Any] = {}) -> bool:
-  """Whether the report at `path` is of this step and covers more images or more temperatures."""
+def _is_fuller(path: epath.Path, run: Run, measured: Collection[str] = (), **numbers: int) -> bool:
+  """Whether the report at `path` is of this step, and of more images or samples, or of temperatures not measured."""
 
   def check(old):
-    return old['step'] == run.step and (old['num_images'] > num_images or
-                                        bool(set(ways(old)) - {'bicubic'} - set(measured)))
+    more = any(old[name] > number for name, number in numbers.items())
+    return old['step'] == run.step and (more or not set(ways(old)) <= set(measured))
 
   with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is replaced
     return parse_json(path.read_bytes(), check)

@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import os
 import re
 from typing import Any, NamedTuple
 
@@ -20,9 +19,9 @@ from image_transformer.config import Config, check, flatten
 from image_transformer.errors import InputError, shown
 from image_transformer.model import ImageTransformer, init_params
 from image_transformer.optimizers import make_optimizer
-from image_transformer.paths import as_path, is_address
+from image_transformer.paths import as_path
 from image_transformer.state import init_state
-from image_transformer.workdir import lock, read_json, write_whole
+from image_transformer.workdir import check_writable, lock, read_json, write_whole
 
 # The fields that a run may change; all others define it.
 _FREE = ('data_dir', 'stand_in', 'eval', 'sample', 'model.remat', 'model.attention', 'train.steps',
@@ -121,19 +120,7 @@ def check_workdir(workdir: epath.Path) -> None:
   if not (workdir / 'config.json').exists() and workdir.is_dir() and any(
       not begun.fullmatch(path.name) for path in workdir.iterdir()):
     raise InputError(f'{workdir} is not empty and holds no run; choose another workdir.')
-  if not is_address(workdir):
-    whole = workdir.resolve()
-    nearest = next(path for path in (whole, *whole.parents) if path.exists())
-    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-      raise InputError(f'{workdir} cannot be written, since {nearest} is not a folder that can be written to; '
-                       'choose another workdir.')
-    for name in whole.relative_to(nearest).parts:  # folders to be made
-      try:
-        os.lstat(nearest / name)
-      except FileNotFoundError:
-        pass
-      except OSError as error:
-        raise InputError(f'{workdir} cannot be made ({error}); choose another workdir.') from error
+  check_writable(workdir, 'workdir')
 
 
 def check_free(workdir: epath.Path, *configs: Config) -> None:

@@ -20,7 +20,7 @@ from image_transformer.library import Run
 from image_transformer.model import CONDITIONS, make_model
 from image_transformer.paths import as_path
 from image_transformer.sampling import positions_in_rows
-from image_transformer.workdir import write_whole
+from image_transformer.workdir import check_writable, write_whole
 
 FLAGS = {kind.flag[0]: kind.flag[1] for kind in CONDITIONS if kind.flag}  # the flags for conditions
 _MAX_SIDE_BY_SIDE = 32  # images in a figure
@@ -71,7 +71,7 @@ class Task:
       images, log_probs = run.draw(number, given, temperature, self.seed)
       arrays = {'images': images, 'log_probs': log_probs, **given} if self.npz else None
       draw = functools.partial(pictures.grid_of, run.model, given, columns=columns)
-      reports.write_drawing(run, self._name('', (number,), source), temperature, draw(images), arrays,
+      reports.write_drawing(run, self._drawing('', source, (number,)), temperature, draw(images), arrays,
                             pictures.film(draw, images))
 
   def complete(self, rows: int | None) -> None:
@@ -90,8 +90,8 @@ class Task:
       columns = shown, *np.moveaxis(samples, 1, 0), inputs['image']
       headings = 'given', *pictures.numbered('completion', samples.shape[1]), 'original'
       draw = lambda *columns: pictures.strips(headings, columns, levels, captions)
-      reports.write_drawing(self.run, self._name(f'_keep{rows}', samples.shape[:2]), temperature, draw(*columns),
-                            arrays, pictures.film(draw, *columns))
+      name = self._drawing(f'keep{rows}', self._source(), samples.shape[:2])
+      reports.write_drawing(self.run, name, temperature, draw(*columns), arrays, pictures.film(draw, *columns))
 
   def enlarge(self) -> None:
     """Enlarges inputs, writes rows of: input | bicubic | samples | original, and measures them (paper section 5.3)."""
@@ -104,7 +104,7 @@ class Task:
     measures = {'bicubic': superres.measure(low_res, bicubic[:, None], originals, levels)}
     for temperature, samples, arrays in self._draw_of_each(inputs):
       measures[reports.way(temperature)] = superres.measure(low_res, samples, originals, levels)
-      name, num_samples = self._name('_superres', samples.shape[:2]), samples.shape[1]
+      name, num_samples = self._drawing('superres', self._source(), samples.shape[:2]), samples.shape[1]
       picture = pictures.samples_of(run.model, inputs, samples, originals)
       reports.write_drawing(run, name, temperature, picture, arrays)
     evaluation = None
@@ -113,7 +113,7 @@ class Task:
       print(f'{evaluation}, each given its small form')
     print(superres.table(measures))
     own_split = run.config.eval.split == runs.read_config(run.workdir).eval.split
-    for_tables = own_split and not self.input and not self.typed and run.num_checkpoints == 1
+    for_tables = own_split and not self.input and not self.typed
     reports.write_superres(run, name, measures, evaluation, for_tables, source=self.input or run.config.eval.split,
                            **{flag: self.typed.get(flag) for flag in FLAGS if flag in self.typed or flag == 'labels'},
                            num_samples=num_samples, seed=self.seed)
@@ -123,17 +123,17 @@ class Task:
     from image_transformer import figures  # here, since matplotlib is slow to import and no other mode needs it
     run, inputs = self.run, self._inputs(originals=True)
     given = {name: inputs[name] for name in run.model.conditions}
-    name = f'{run.step:07d}_{kind}_{self._source()}'
     if kind == 'bits':
       number = len(inputs['image'])
       check(number <= _MAX_SIDE_BY_SIDE, 'num_inputs', number,
             f'at most {_MAX_SIDE_BY_SIDE}: they are shown side by side')
       figure = figures.bits(inputs['image'], -run.pixel_log_probs(inputs['image'], **given), run.model.spec.levels)
-      name = f'{name}_{number}'
+      about = str(number)
     else:
       pixel = _pixel(run.model, position)
       figure = figures.attention_of_run(run, inputs['image'], *pixel, **given)
-      name = f'{name}_{_named(pixel)}'
+      about = _named(pixel)
+    name = reports.file_name(run, [kind, self._source(), about], self.typed)
     reports.write_figure(run.workdir, run.step, kind, name, figures.pixels(figure))
 
   def compress(self, output: str, verify: bool = True) -> None:
@@ -175,7 +175,7 @@ class Task:
     """Writes a line of scores for each input as CSV; see `scores.measures`."""
     inputs, files = self._named_inputs(True, 0, False, without=('label',))  # all classes are tried
     given = {name: inputs[name] for name in self.run.model.conditions if name != 'label'}
-    name = f'{self.run.step:07d}_{self._source()}_{len(inputs["image"])}'
+    name = reports.file_name(self.run, [self._source(), str(len(inputs['image']))], self.typed)
     reports.write_scores(self.run.workdir, name, files, self.run.scores(inputs['image'], **given))
 
   def export(self, output: str) -> None:
@@ -234,9 +234,9 @@ class Task:
       arrays = {'samples': samples, 'log_probs': log_probs.reshape(number, each), **inputs}
       yield temperature, samples, arrays if self.npz else None
 
-  def _name(self, kind, shape, source=''):
-    source = source or (self._source() if kind else '')
-    return reports.drawing_name(self.run, kind, source, shape, self.seed, self.typed)
+  def _drawing(self, kind, source, shape):
+    """A file name for images that were drawn."""
+    return reports.file_name(self.run, [kind, source, 'x'.join(map(str, shape)), f'seed{self.seed}'], self.typed)
 
   def _source(self):
     """Names the inputs; those of other folders may have the same name, or one too long for a file of ours."""
@@ -250,10 +250,11 @@ class Task:
 
 
 def _new(output: str) -> epath.Path:
-  """A path where nothing is yet, so that nothing is overwritten."""
+  """A path where nothing is yet, so that nothing is overwritten, and where something can be written."""
   check(output, 'output', output, 'a file or a folder to write')
   path = as_path(output, 'output')
   check(not path.exists(), 'output', output, 'one that does not exist yet')
+  check_writable(path, 'output')
   return path
 
 

@@ -31,18 +31,19 @@ def shipped() -> list[str]:
 
 
 def find(workdir: os.PathLike | str) -> os.PathLike | str:
-  """The folder of a model that comes with the program, named NAME or weights/NAME; any other as it is."""
+  """The folder of a model that comes with the program, named NAME or weights/NAME; any other, or a run, as it is."""
   folder, _, name = os.fspath(workdir).rstrip('/').rpartition('/')
   is_shipped = folder in ('', 'weights') and name in shipped()
-  return _SHIPPED / name if is_shipped and not os.path.exists(workdir) else workdir
+  return _SHIPPED / name if is_shipped and not os.path.exists(os.path.join(workdir, 'config.json')) else workdir
 
 
 def place(workdir: str) -> str:
   """Copies the model that comes with the program as weights/NAME there, if needed: drawings are written beside it."""
   found = find(workdir)
   if workdir.startswith('weights/') and found != workdir:
-    for name in ('README.md', FILE, 'config.json'):
-      write_whole(epath.Path(workdir) / name, epath.Path(found, name).read_bytes())
+    for name in ('README.md', FILE, 'config.json'):  # the last one says that all are there
+      if not (epath.Path(workdir) / name).exists():
+        write_whole(epath.Path(workdir) / name, epath.Path(found, name).read_bytes())
     print(f'Copied the weights that come with the program to {workdir}')
   return workdir
 

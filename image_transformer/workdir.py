@@ -14,6 +14,28 @@ from image_transformer.errors import InputError
 from image_transformer.paths import is_address
 
 
+def check_writable(path: epath.Path, name: str) -> None:
+  """Checks that a folder, or a file in one that may not exist yet, can be written; a message calls it by its name.
+
+  Raises:
+    InputError: if not; nothing is written.
+  """
+  if is_address(path):
+    return
+  whole = path.resolve()
+  nearest = next(folder for folder in (whole, *whole.parents) if folder.exists())
+  if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+    raise InputError(f'{path} cannot be written, since {nearest} is not a folder that can be written to; '
+                     f'choose another {name}.')
+  for part in whole.relative_to(nearest).parts:  # to be made
+    try:
+      os.lstat(nearest / part)
+    except FileNotFoundError:
+      pass
+    except OSError as error:
+      raise InputError(f'{path} cannot be made ({error}); choose another {name}.') from error
+
+
 def write_whole(path: epath.Path, content: str | bytes) -> None:
   """Writes a file so that a crash leaves the old one or the new one, never half of it; on the first process only."""
   if not devices.is_first():

@@ -538,9 +538,10 @@ def test_equal_pictures_in_different_files_are_used_once(photos, tmp_path):
 
 def test_a_folder_named_from_here_is_the_same_from_elsewhere(photos, tmp_path, monkeypatch):
   monkeypatch.chdir(photos.parent)
-  config = of_folder(tmp_path, photos.name)
+  config = dataclasses.replace(of_folder(tmp_path, photos.name), data_dir='data')
   monkeypatch.chdir(tmp_path.parent)
   assert config.folder.path == str(photos) and len(read(config, 'train')) == 9
+  assert config.data_dir == str(photos.parent / 'data') and os.listdir(config.data_dir)
 
 
 @pytest.mark.parametrize('name', [b'caf\xe9', b'p' * 250])

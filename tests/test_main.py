@@ -231,13 +231,18 @@ def test_enlarging_images_of_the_split_and_of_a_folder(call, superres, photos):
 
   for fewer in (['--temperature=0.5', '--num_inputs=0'], ['--temperature=1,0.5', '--num_inputs=5'],
                 ['--temperature=1,0.5', '--num_inputs=0', '--average_checkpoints=2'],
+                ['--temperature=1,0.5', '--num_inputs=0', '--num_samples=1'],
                 [*TINY_SUPERRES, '--config.eval.split=test[:7]', '--temperature=1,0.5', '--num_inputs=0']):
-    code, printed = call(*fewer, *arguments)
+    code, printed = call(*arguments, *fewer)
     assert code == 0 and load(superres / 'superres.json') == report, fewer
 
-  code, printed = call(*arguments, f'--input={photos}', '--labels=1')
-  assert code == 0 and load(superres / 'superres.json') == report  # that of the split stays
-  assert load(written(printed, '.json')[0])['source'] == str(photos)
+  reports = []
+  for temperature in '1', '0.5,0.8':
+    code, printed = call(*arguments, f'--input={photos}', '--labels=1', f'--temperature={temperature}')
+    assert code == 0 and load(superres / 'superres.json') == report  # that of the split stays
+    reports += written(printed, '.json')
+  assert [load(path)['source'] for path in reports] == [str(photos)] * 2  # neither replaces the other
+  assert [path.stem.rpartition('_')[2] for path in reports] == ['temperature1', 'temperature0.5-0.8']
 
 
 def test_a_small_picture_without_an_original_is_enlarged(call, superres, tmp_path):
@@ -252,7 +257,7 @@ def test_pictures_of_what_a_model_sees_used_and_found_surprising(call, digits, p
       ('--kind=memory --position=2,3', 'memory_row2_column3'),
       ('', '0000003_attention_test_row4_column4'),
       (f'--input={photos / "1.png"} --labels=3 --position=7,7',
-       f'0000003_attention_1-{zlib.crc32(bytes(photos / "1.png")):08x}_row7_column7'),
+       f'0000003_attention_1-{zlib.crc32(bytes(photos / "1.png")):08x}_row7_column7_labels3'),
       ('--kind=bits --num_inputs=3', '0000003_bits_test_3'), ('--kind=curves', 'curves')]:
     code, printed = call('--mode=picture', f'--workdir={digits}', *arguments.split())
     assert code == 0 and written(printed, '.png') == [digits / 'pictures' / f'{name}.png'], printed
@@ -350,6 +355,7 @@ def test_a_run_that_began_with_another_is_evaluated_by_the_same_names(call, digi
     ('digits', '--mode=complete --keep=4 --input=results/digits/samples.png', '--labels'),
     ('digits', '--mode=compress', "--output is missing, but must be a file"),
     ('digits', '--mode=compress --output=README.md', "--output is 'README.md', but must be one that does not exist"),
+    ('digits', '--mode=compress --output=README.md/here', 'since .*README.md is not a folder .* choose another output'),
     ('digits', '--mode=compress --output=nowhere.itc --input=results/digits/samples.png --labels=1', 'exactly 8 x 8'),
     ('digits', '--mode=decompress --output=nowhere', '--input is missing, but must be a compressed file'),
     ('digits', '--mode=decompress --input=README.md --output=nowhere', 'README.md: This is not a file that was'),

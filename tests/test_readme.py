@@ -49,7 +49,7 @@ def small(command):
     workdir = '' if '--workdir' in command else f' --workdir=runs/{named[1]}'
     command = command.replace(named[0], f'{named[0]}:smoke') + workdir
   command = command.replace(':gpu_hour', ':smoke')
-  command = command.replace('folder.py:texts', 'folder.py:texts --config.train.steps=100')
+  command = re.sub(r'folder\.py:(texts|videos)', r'\g<0> --config.train.steps=100', command)
   command = re.sub(r'(?<=--config\.train\.steps=)\d+', '100', command)
   if 'configs/' in command and not re.search(r'--mode|--dry_run|train\.steps', command):
     command += ' --config.train.steps=100'
@@ -319,6 +319,10 @@ def here(tmp_path_factory):
   shutil.copytree(here / 'photos', here / 'captioned')
   for i in range(6):
     (here / 'captioned' / f'{i}.txt').write_text(f'noise number {i}')
+    (here / 'clips' / str(i)).mkdir(parents=True)
+    for frame in range(8):
+      noise = random.integers(256, size=(20, 20, 3), dtype=np.uint8)
+      Image.fromarray(noise).save(here / 'clips' / str(i) / f'{frame}.png')
   return here
 
 

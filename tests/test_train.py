@@ -331,6 +331,20 @@ def test_results_of_an_earlier_step_are_replaced_even_by_fewer_images(make_confi
   assert reported == [(1, 20), (1, 20), (2, 10)]
 
 
+def test_parameters_other_than_the_runs_own_have_files_of_their_own(make_config, tmp_path):
+  config = make_config(train={'ema_decay': 0.9})
+  leave_run(tmp_path, config, steps=(1, 2))
+  evaluation = metrics.Evaluation(np.full(20, 1.0), 64)
+  raw = dataclasses.replace(config, eval=dataclasses.replace(config.eval, ema=False))
+  for loaded in load(tmp_path), load(tmp_path, raw), load(tmp_path, raw, 2):
+    reports.write_evaluation(loaded, evaluation, 'test')
+  found = {path.name: json.loads(path.read_text()) for path in tmp_path.glob('results*')}
+  assert {name: (report['ema'], report['num_checkpoints']) for name, report in found.items()} == {
+      'results.json': (True, 1), 'results_raw.json': (False, 1), 'results_average2_raw.json': (False, 2)}
+  assert reports.file_name(load(tmp_path, raw), ['test'], {}) == '0000002_test_raw'
+  assert [reports.is_results(name) for name in found] == [name == 'results.json' for name in found]
+
+
 def test_a_finished_run_that_is_run_again_has_one_line_for_its_evaluation(make_config, tmp_path):
   """Also where evaluations during training are of as many images."""
   config = make_config(eval={'num_images_during_training': 20})

@@ -96,6 +96,13 @@ def test_damage_is_recognised(exported, damage):
     it.load(exported)
 
 
+def test_they_can_be_evaluated_on_the_images_of_a_folder(run, exported):
+  config = dataclasses.replace(run.config, folder=FolderConfig(path='photos'))  # which are not exported
+  assert it.load(exported, config).config.folder.path.endswith('/photos')
+  with pytest.raises(it.InputError, match=r'holds another run: folder.size \(\(32, 32\) there, \(16, 16\) here'):
+    it.load(exported, dataclasses.replace(config, folder=FolderConfig(path='photos', size=(16, 16))))
+
+
 def test_those_of_another_network_are_recognised(exported):
   config = json.loads((exported / 'config.json').read_text())
   config['model']['ffn_size'] = 24
@@ -128,8 +135,13 @@ def test_models_that_come_with_the_program_have_names(run, tmp_path, monkeypatch
     assert files == ['README.md', 'config.json', 'params.safetensors']
   assert capsys.readouterr().out.count('Copied') == 1
   assert it.load('weights/tiny').workdir == epath.Path('weights/tiny')
-  pathlib.Path('tiny').mkdir()  # one's own comes first
-  with pytest.raises(it.InputError, match='There is no tiny/config.json'):
+  pathlib.Path('weights/tiny/config.json').unlink()  # a copy that was stopped
+  pathlib.Path('weights/tiny/README.md').write_text('My own words.')
+  assert weights.place('weights/tiny') == 'weights/tiny' and it.load('weights/tiny').step == 7
+  assert pathlib.Path('weights/tiny/README.md').read_text() == 'My own words.'
+  pathlib.Path('tiny').mkdir()
+  pathlib.Path('tiny/config.json').write_text('{')  # one's own comes first
+  with pytest.raises(it.InputError, match='tiny/config.json is damaged'):
     it.load('tiny')
 
 

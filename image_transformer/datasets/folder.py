@@ -36,7 +36,7 @@ class Settings(tfds.core.BuilderConfig):
 
 def settings(folder: FolderConfig) -> Settings:
   if folder.path:  # '' must not become the working directory
-    folder = dataclasses.replace(folder, path=str(as_path(folder.path).resolve()))
+    folder = dataclasses.replace(folder, path=str(as_path(folder.path, 'folder.path').resolve()))
   # Fields that are newer than datasets which were prepared without them do not change the names of those.
   fields = {name: value for name, value in dataclasses.asdict(folder).items()
             if value or name not in ('texts', 'frames')}

@@ -35,7 +35,7 @@ def get_config(variant=''):
       'folder.frames': 8,
       'folder.size': (16, 16),
       'model.query_block': (1, 4, 16),
-      'model.memory_flange': (1, 4, 0),
+      'model.memory_flange': (1, 4, 4),
       'sample.num_images': 8,
       'sample.batch_size': 8,
   })

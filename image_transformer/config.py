@@ -24,6 +24,7 @@ from image_transformer.checks import (
   positive_float,
 )
 from image_transformer.errors import InputError, shown
+from image_transformer.paths import is_address
 
 _MAX_COUNT = 2**31 - 1  # steps are counted in int32
 _MAX_BATCH = _MAX_WIDTH = 1_000_000  # far more than any machine has memory for
@@ -228,8 +229,8 @@ class SampleConfig:
 
 def _absolute(path):
   """Wherever a run is resumed or evaluated, this is the same folder; what is no local path stays as it is."""
-  expanded = os.path.expanduser(path)
-  return path if not path or '://' in path or expanded.startswith('~') else os.path.abspath(expanded)
+  expanded = os.path.expanduser(os.fspath(path))
+  return expanded if not expanded or is_address(expanded) or expanded.startswith('~') else os.path.abspath(expanded)
 
 
 @dataclasses.dataclass(frozen=True)

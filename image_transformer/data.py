@@ -23,6 +23,7 @@ from image_transformer.errors import InputError, MissingDataError, shown
 from image_transformer.images import area_resize
 from image_transformer.model import make_conditions
 from image_transformer.paths import is_address
+from image_transformer.workdir import nearest_existing
 
 _ENOUGH = 10**9  # assumed number of images if it is unknown: no part of a split is then empty
 
@@ -222,9 +223,7 @@ def _expected(config: Config, dataset: Dataset, builder: tfds.core.DatasetBuilde
   """The number of images in a split, now or once it is prepared; None if it is not known yet."""
   if builder.info.splits:
     return _count(config, builder.info.splits, split)
-  there = pathlib.Path(resolve_data_dir(config.data_dir)).absolute()
-  while not there.exists():
-    there = there.parent
+  there = nearest_existing(resolve_data_dir(config.data_dir))
   check(there.is_dir() and os.access(there, os.W_OK), 'data_dir', resolve_data_dir(config.data_dir),
         f'a folder that can be written to, unlike {there}')
   infos = [tfds.core.SplitInfo(

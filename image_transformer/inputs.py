@@ -42,7 +42,8 @@ def read_inputs(run: Run, path: os.PathLike | str | None, number: int,
     warn(f'{next(file for file in files if file not in texts)} has no text, so the texts of the others are not used.')
   small = [file for file, values in zip(files, fitted) if 'image' not in values]
   if 0 < len(small) < len(files):
-    raise InputError(f'Some files in {path} have the size of small images and others have not, such as {small[0]} and '
+    height, width = run.model.conditions['low_res'].shape[:2]
+    raise InputError(f'Some files in {path} are {height} x {width} and others are not, such as '
                      f'{next(file for file in files if file not in small)}: give them one kind at a time.')
   return {name: np.stack([values[name] for values in fitted]) for name in fitted[0]}, files
 
@@ -82,7 +83,7 @@ def _read(path, model, number, exact):
 def _fit(file, bytes_, model, exact):
   """An image in the model's size, with conditions made of it; or a condition alone, if the image has its size."""
   spec = model.spec
-  photo = np.round(bytes_ * ((spec.levels - 1) / 255)).astype(np.uint8)  # the dataset may have fewer levels
+  photo = ((bytes_.astype(np.uint16) * (spec.levels - 1) + 127) // 255).astype(np.uint8)  # it may have fewer levels
   if exact and photo.shape != spec.shape:
     raise InputError(f'{file} is {photo.shape[-3]} x {photo.shape[-2]} (height x width), but must be exactly '
                      f'{spec.height} x {spec.width}.')
@@ -94,7 +95,9 @@ def _fit(file, bytes_, model, exact):
   try:
     fitted = images.fit(photo, spec.height, spec.width)
   except InputError as error:
-    raise InputError(f'{file}: {error}') from error
+    or_small = ''.join(f' A small image must be exactly {condition.shape[0]} x {condition.shape[1]}.'
+                       for condition in model.conditions.values() if condition.source == 'image')
+    raise InputError(f'{file}: {error}{or_small}') from error
   return {'image': fitted} | _given(model, {'image': images.crop_to(photo, spec.height, spec.width)})
 
 

@@ -5,7 +5,7 @@ import re
 
 from etils import epath
 
-from image_transformer.config import check
+from image_transformer.checks import check
 from image_transformer.errors import InputError, last_line
 
 

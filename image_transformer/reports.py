@@ -93,8 +93,7 @@ def write_superres(run: Run, name: str, measures: Mapping[str, Mapping[str, np.n
   path = run.workdir / 'superres.json'
   if not for_tables or _parameters(run) or _is_fuller(path, run, measures, num_images=num_images,
                                                       num_samples=about['num_samples']):
-    drawn = '-'.join(way.removeprefix(_TEMPERATURE) for way in measures if way != 'bicubic')
-    path = run.workdir / 'samples' / f'{name}_temperature{drawn}.json'
+    path = run.workdir / 'samples' / f'{name}.json'
   report = {
       'dataset': run.config.dataset,
       'step': run.step,
@@ -115,13 +114,13 @@ def file_name(run: Run, parts: Sequence[str], typed: Mapping[str, Sequence[str]]
   Args:
     run: the run that made it.
     parts: what was done, with what inputs, how many and so on; empty ones are left out.
-    typed: values of conditions that were typed, by the name of the flag.
+    typed: what was typed, by the name of the flag; other words than numbers, and very many, appear as a checksum.
   """
   parts = [f'{run.step:07d}', *parts]
   for flag, words in typed.items():
     plain = '-'.join(words)
-    digest = f'{zlib.crc32(repr(words).encode(errors="replace")):08x}'
-    parts.append(flag + (plain if re.fullmatch(r'[\d-]{,40}', plain) else digest))
+    is_plain = len(plain) <= 40 and all(re.fullmatch(r'[\d.]+', word) for word in words)
+    parts.append(flag + (plain if is_plain else f'{zlib.crc32(repr(words).encode(errors="replace")):08x}'))
   return '_'.join(filter(None, [*parts, *_parameters(run)]))
 
 

@@ -104,7 +104,7 @@ class Task:
     measures = {'bicubic': superres.measure(low_res, bicubic[:, None], originals, levels)}
     for temperature, samples, arrays in self._draw_of_each(inputs):
       measures[reports.way(temperature)] = superres.measure(low_res, samples, originals, levels)
-      name, num_samples = self._drawing('superres', self._source(), samples.shape[:2]), samples.shape[1]
+      shape, name = samples.shape[:2], self._drawing('superres', self._source(), samples.shape[:2])
       picture = pictures.samples_of(run.model, inputs, samples, originals)
       reports.write_drawing(run, name, temperature, picture, arrays)
     evaluation = None
@@ -114,9 +114,10 @@ class Task:
     print(superres.table(measures))
     own_split = run.config.eval.split == runs.read_config(run.workdir).eval.split
     for_tables = own_split and not self.input and not self.typed
+    name = self._drawing('superres', self._source(), shape, temperature=[f'{t:g}' for t in self._temperatures()])
     reports.write_superres(run, name, measures, evaluation, for_tables, source=self.input or run.config.eval.split,
                            **{flag: self.typed.get(flag) for flag in FLAGS if flag in self.typed or flag == 'labels'},
-                           num_samples=num_samples, seed=self.seed)
+                           num_samples=shape[1], seed=self.seed)
 
   def show(self, kind: str, position: Sequence[int] | None) -> None:
     """Draws a figure of inputs: 'attention', of one pixel of the first one, or 'bits', of each pixel."""
@@ -234,16 +235,18 @@ class Task:
       arrays = {'samples': samples, 'log_probs': log_probs.reshape(number, each), **inputs}
       yield temperature, samples, arrays if self.npz else None
 
-  def _drawing(self, kind, source, shape):
+  def _drawing(self, kind, source, shape, **typed):
     """A file name for images that were drawn."""
-    return reports.file_name(self.run, [kind, source, 'x'.join(map(str, shape)), f'seed{self.seed}'], self.typed)
+    parts = [kind, source, 'x'.join(map(str, shape)), f'seed{self.seed}']
+    return reports.file_name(self.run, parts, {**self.typed, **typed})
 
   def _source(self):
     """Names the inputs; those of other folders may have the same name, or one too long for a file of ours."""
     if not self.input:
       return self.run.config.eval.split
     path = os.fsencode(os.path.abspath(os.path.expanduser(self.input)))
-    return f'{as_path(self.input).stem[:60]}-{zlib.crc32(path):08x}'
+    stem = os.fsencode(as_path(self.input).stem)[:60].decode(errors='ignore')
+    return f'{stem}-{zlib.crc32(path):08x}'
 
   def _temperatures(self):
     return self.temperatures or [self.run.config.sample.temperature]

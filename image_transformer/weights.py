@@ -34,7 +34,13 @@ def find(workdir: os.PathLike | str) -> os.PathLike | str:
   """The folder of a model that comes with the program, named NAME or weights/NAME; any other, or a run, as it is."""
   folder, _, name = os.fspath(workdir).rstrip('/').rpartition('/')
   is_shipped = folder in ('', 'weights') and name in shipped()
-  return _SHIPPED / name if is_shipped and not os.path.exists(os.path.join(workdir, 'config.json')) else workdir
+  return _SHIPPED / name if is_shipped and _is_free(pathlib.Path(workdir)) else workdir
+
+
+def _is_free(folder):
+  """Whether nothing is there, or only what `place` left when it was stopped."""
+  return not folder.exists() or folder.is_dir() and all(
+      path.name in ('README.md', FILE) or path.suffix == '.part' for path in folder.iterdir())
 
 
 def place(workdir: str) -> str:
@@ -42,7 +48,7 @@ def place(workdir: str) -> str:
   found = find(workdir)
   if workdir.startswith('weights/') and found != workdir:
     for name in ('README.md', FILE, 'config.json'):  # the last one says that all are there
-      if not (epath.Path(workdir) / name).exists():
+      if name != 'README.md' or not (epath.Path(workdir) / name).exists():
         write_whole(epath.Path(workdir) / name, epath.Path(found, name).read_bytes())
     print(f'Copied the weights that come with the program to {workdir}')
   return workdir

@@ -14,6 +14,12 @@ from image_transformer.errors import InputError
 from image_transformer.paths import is_address
 
 
+def nearest_existing(path: os.PathLike | str) -> epath.Path:
+  """A path, or the nearest folder around it that exists; links are followed, to nothing too."""
+  whole = epath.Path(os.path.realpath(path))
+  return next(folder for folder in (whole, *whole.parents) if folder.exists())
+
+
 def check_writable(path: epath.Path, name: str) -> None:
   """Checks that a folder, or a file in one that may not exist yet, can be written; a message calls it by its name.
 
@@ -22,12 +28,11 @@ def check_writable(path: epath.Path, name: str) -> None:
   """
   if is_address(path):
     return
-  whole = path.resolve()
-  nearest = next(folder for folder in (whole, *whole.parents) if folder.exists())
+  nearest = nearest_existing(path)
   if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
     raise InputError(f'{path} cannot be written, since {nearest} is not a folder that can be written to; '
                      f'choose another {name}.')
-  for part in whole.relative_to(nearest).parts:  # to be made
+  for part in epath.Path(os.path.realpath(path)).relative_to(nearest).parts:  # to be made
     try:
       os.lstat(nearest / part)
     except FileNotFoundError:

@@ -156,7 +156,7 @@ combinations = st.one_of(
                     'model.memory_flange': (2**31 - 1,)}, ['model.memory_flange'])),
     st.sampled_from(['a_file', 'a_file/below', '~nobody_at_all']).map(lambda x: ({'data_dir': x}, ['data_dir is'])),
     st.sampled_from([('nowhere', 'does not exist'), ('a_file', 'is a file'), ('empty', 'holds no files'),
-                     ('~nobody_at_all', 'folder.path is')]).map(
+                     ('~nobody_at_all', 'whose user exists')]).map(
         lambda p: ({'dataset': 'folder', 'folder.path': p[0]}, [p[1]])),
     st.tuples(st.sampled_from(SECTIONS), WRONG_TYPES[int].filter(lambda x: not isinstance(x, dict))).map(
         lambda p: ({p[0]: p[1]}, [p[0]])),

@@ -96,11 +96,19 @@ def test_damage_is_recognised(exported, damage):
     it.load(exported)
 
 
-def test_they_can_be_evaluated_on_the_images_of_a_folder(run, exported):
-  config = dataclasses.replace(run.config, folder=FolderConfig(path='photos'))  # which are not exported
-  assert it.load(exported, config).config.folder.path.endswith('/photos')
-  with pytest.raises(it.InputError, match=r'holds another run: folder.size \(\(32, 32\) there, \(16, 16\) here'):
-    it.load(exported, dataclasses.replace(config, folder=FolderConfig(path='photos', size=(16, 16))))
+def test_they_can_be_evaluated_on_the_images_of_a_folder(data_dir, tmp_path):
+  (tmp_path / 'photos').mkdir()
+  for i, pixels in enumerate(np.random.default_rng(0).integers(256, size=(10, 8, 8, 3), dtype=np.uint8)):
+    Image.fromarray(pixels).save(tmp_path / 'photos' / f'{i}.png')
+  config = Config(dataset='folder', data_dir=data_dir, folder=FolderConfig(path=str(tmp_path / 'photos'), size=(8, 8)),
+                  model=dataclasses.replace(MODEL, class_conditional=False))
+  leave_run(tmp_path / 'run', config)
+  it.load(tmp_path / 'run').export(tmp_path / 'exported')
+  assert it.load(tmp_path / 'exported', config).evaluate().num_images == 1
+  with pytest.raises(it.InputError, match='folder.path is not set'):  # where they are is not exported
+    it.load(tmp_path / 'exported').evaluate()
+  with pytest.raises(it.InputError, match=r'holds another run: folder.crop \(True there, False here'):
+    it.load(tmp_path / 'exported', dataclasses.replace(config, folder=dataclasses.replace(config.folder, crop=False)))
 
 
 def test_those_of_another_network_are_recognised(exported):
@@ -109,6 +117,12 @@ def test_those_of_another_network_are_recognised(exported):
   (exported / 'config.json').write_text(json.dumps(config))
   with pytest.raises(it.InputError, match='is of another network: decoder/layer_0/ffn/.* there, and .*24'):
     it.load(exported)
+
+
+def test_other_parameters_than_were_exported_are_not_there(run, exported):
+  raw = dataclasses.replace(run.config, eval=dataclasses.replace(run.config.eval, ema=False))
+  with pytest.raises(it.InputError, match='eval.ema is False, but must be True: no others were exported'):
+    it.load(exported, raw)
 
 
 def test_checkpoints_of_them_cannot_be_averaged(exported):
@@ -137,11 +151,11 @@ def test_models_that_come_with_the_program_have_names(run, tmp_path, monkeypatch
   assert it.load('weights/tiny').workdir == epath.Path('weights/tiny')
   pathlib.Path('weights/tiny/config.json').unlink()  # a copy that was stopped
   pathlib.Path('weights/tiny/README.md').write_text('My own words.')
+  pathlib.Path('weights/tiny/params.safetensors').write_text('of another release')
   assert weights.place('weights/tiny') == 'weights/tiny' and it.load('weights/tiny').step == 7
   assert pathlib.Path('weights/tiny/README.md').read_text() == 'My own words.'
-  pathlib.Path('tiny').mkdir()
-  pathlib.Path('tiny/config.json').write_text('{')  # one's own comes first
-  with pytest.raises(it.InputError, match='tiny/config.json is damaged'):
+  pathlib.Path('tiny/checkpoints').mkdir(parents=True)  # one's own comes first, though its configuration is lost
+  with pytest.raises(it.InputError, match='There is no tiny/config.json'):
     it.load('tiny')
 
 

@@ -211,13 +211,14 @@ def test_texts_and_videos_are_in_results():
     values = [f'{row[key]["mean"]:.1f} +- {row[key]["standard_error"]:.1f}' if 'mean' in row[key] else
               f'{round(row[key]["share"] * row[key]["num_images"])} of {row[key]["num_images"]}' for row in rows]
     assert f'| {name} | {" | ".join(values)} |' in text, name
-  emoji, run = results('emoji', 'texts.json')['rows'][0], results('emoji', 'results.json')
-  own, none = (emoji[name]['mean'] for name in ('bits, own text', 'bits, no text'))
-  found, count = emoji['found among'], emoji['num_images']
-  assert found['texts'] == found['num_images'] == count
-  assert f'after {run["step"]:,} steps of 2 pictures, {run["training_seconds"] / 60:.0f} minutes on' in flat(text)
-  assert (f'{count} held-out pictures take {own:,.1f} bits each given their name, {none:,.1f} given none, and of '
-          f'{count} names the right one is found for {round(found["share"] * count)} picture') in flat(text)
+  for size, name in (8, 'emoji_8'), (16, 'emoji_16'), (32, 'emoji'):
+    emoji, run = results(name, 'texts.json')['rows'][0], results(name, 'results.json')
+    values = [f'{emoji[key]["mean"]:,.1f}' for key in ('bits, own text', "bits, another's text", 'bits, no text')]
+    found, seconds = emoji['found among'], run['training_seconds']
+    assert found['texts'] == found['num_images'] == emoji['num_images'] == 100
+    if size < 32:  # trained twice
+      seconds += results(f'{name}_first', 'results.json')['training_seconds']
+    assert (f'| {size}x{size} | {seconds / 60:.0f} | {" | ".join(values)} | {round(found["share"] * 100)} |') in text
   codes = {row['code']: row for row in results('moving_digits', 'videos.json')['rows']}
   shown = {'exact': 'exact', 'model': 'model', 'a model that sees each frame by itself': 'each frame by itself',
            'each pixel coded given the frame before': 'pixels given the frame before'}

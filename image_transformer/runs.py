@@ -176,7 +176,8 @@ def load_params(workdir: epath.PathLike, config: Config, model: ImageTransformer
   if not saved_steps(workdir) and (as_path(workdir) / weights.FILE).exists():
     check(num_checkpoints == 1, 'num_checkpoints', num_checkpoints, '1 for exported weights')
     exported = read_config(workdir).eval.ema
-    check(config.eval.ema == exported, 'eval.ema', config.eval.ema, f'{exported}: no others were exported')
+    check(config.eval.ema == exported or not config.train.ema_decay, 'eval.ema', config.eval.ema,
+          f'{exported}: no others were exported')
     return weights.read(as_path(workdir), jax.eval_shape(lambda: init_params(model, 0)))
   if not saved_steps(workdir):
     raise InputError(f'There is no checkpoint in {workdir}; train first with the same workdir.')

@@ -342,6 +342,9 @@ def test_parameters_other_than_the_runs_own_have_files_of_their_own(make_config,
   assert {name: (report['ema'], report['num_checkpoints']) for name, report in found.items()} == {
       'results.json': (True, 1), 'results_raw.json': (False, 1), 'results_average2_raw.json': (False, 2)}
   assert reports.file_name(load(tmp_path, raw), ['test'], {}) == '0000002_test_raw'
+  names = {reports.file_name(load(tmp_path), ['test'], {'text': words})
+           for words in (['1', '2'], ['1-2'], ['1_2'], [str(i) for i in range(99)])}
+  assert len(names) == 4 and '0000002_test_text1-2' in names and max(map(len, names)) < 30
   assert [reports.is_results(name) for name in found] == [name == 'results.json' for name in found]
 
 

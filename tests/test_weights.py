@@ -119,10 +119,15 @@ def test_those_of_another_network_are_recognised(exported):
     it.load(exported)
 
 
-def test_other_parameters_than_were_exported_are_not_there(run, exported):
+def test_other_parameters_than_were_exported_are_not_there(run, exported, tmp_path):
   raw = dataclasses.replace(run.config, eval=dataclasses.replace(run.config.eval, ema=False))
   with pytest.raises(it.InputError, match='eval.ema is False, but must be True: no others were exported'):
     it.load(exported, raw)
+  none_averaged = dataclasses.replace(raw, train=dataclasses.replace(raw.train, ema_decay=0.0))
+  leave_run(tmp_path / 'run', none_averaged)
+  it.load(tmp_path / 'run').export(tmp_path / 'again')
+  eval_averaged = dataclasses.replace(none_averaged, eval=dataclasses.replace(raw.eval, ema=True))
+  assert it.load(tmp_path / 'again', eval_averaged).step == 1  # there are no others then
 
 
 def test_checkpoints_of_them_cannot_be_averaged(exported):

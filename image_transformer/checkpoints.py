@@ -129,7 +129,7 @@ class Checkpoints:
     A checkpoint that cannot be read, or whose checksum does not match, is reported and skipped.
 
     Raises:
-      InputError: if there are checkpoints, but all are damaged.
+      InputError: if there are checkpoints, but all are damaged, or if one is removed while it is read.
     """
     # Broadcast zeros take up no RAM; they only tell Orbax the shapes and dtypes.
     like = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), like)
@@ -138,7 +138,11 @@ class Checkpoints:
       reason, state = self._read(step, like)
       if devices.any_process(bool(reason)):
         reason = reason or _reason(None)
-        warn(f'checkpoint {self._folder / str(step)} is damaged and not used ({reason}).')
+        if (self._folder / str(step)).exists():
+          warn(f'checkpoint {self._folder / str(step)} is damaged and not used ({reason}).')
+        else:  # by a run that goes on, whose newer checkpoints have taken its place
+          raise InputError(f'Checkpoint {self._folder / str(step)} was removed while it was read: run the same command '
+                           'again, for the newest one.')
       else:
         good += 1
         yield state

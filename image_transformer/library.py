@@ -25,6 +25,7 @@ from image_transformer.paths import as_path
 from image_transformer.runs import check_same_run, load_params, read_config
 from image_transformer.sampling import check_number, make_sampler, positions_in_rows
 from image_transformer.scores import measures, with_small_memory
+from image_transformer.workdir import new_path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -178,9 +179,7 @@ class Run:
   def export(self, folder: os.PathLike | str) -> None:
     """Writes the parameters as `params.safetensors`, with `config.json`, into a folder that does not exist yet; `load`
     reads it."""
-    path = as_path(folder)
-    check(not path.exists(), 'folder', str(folder), 'one that does not exist yet')
-    weights.write(path, self.config, self.variables['params'], self.step)
+    weights.write(new_path(folder, 'folder'), self.config, self.variables['params'], self.step)
 
   def _given(self, given, num_images):
     """Conditions as arrays, one value for each image."""

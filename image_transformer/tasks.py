@@ -20,7 +20,7 @@ from image_transformer.library import Run
 from image_transformer.model import CONDITIONS, make_model
 from image_transformer.paths import as_path
 from image_transformer.sampling import positions_in_rows
-from image_transformer.workdir import check_writable, write_whole
+from image_transformer.workdir import new_path, write_whole
 
 FLAGS = {kind.flag[0]: kind.flag[1] for kind in CONDITIONS if kind.flag}  # the flags for conditions
 _MAX_SIDE_BY_SIDE = 32  # images in a figure
@@ -139,7 +139,7 @@ class Task:
 
   def compress(self, output: str, verify: bool = True) -> None:
     """Compresses all inputs into one file, and compares its size with what the model promises."""
-    path = _new(output)
+    path = new_path(output, 'output')
     inputs = self._inputs(originals=True, default=0, exact=True)
     given, originals = {name: inputs[name] for name in self.run.model.conditions}, inputs['image']
     content = self.run.compress(originals, verify, **given)
@@ -155,7 +155,7 @@ class Task:
       RunError: if some are damaged; the others are written.
     """
     check(self.input, 'input', self.input, 'a compressed file')
-    folder = _new(output)
+    folder = new_path(output, 'output')
     try:
       number, images = self.run.recover(as_path(self.input or '').read_bytes())
     except InputError as error:
@@ -181,12 +181,12 @@ class Task:
 
   def export(self, output: str) -> None:
     """Writes the parameters as safetensors, with the configuration."""
-    self.run.export(_new(output))
+    self.run.export(new_path(output, 'output'))
     print(f'Wrote {output}: {weights.FILE} and config.json')
 
   def study(self, output: str, form: str = 'choice') -> None:
     """Makes a study of how often people take generated images for originals; see `study.write`."""
-    folder, spec = _new(output), self.run.model.spec
+    folder, spec = new_path(output, 'output'), self.run.model.spec
     inputs = self._inputs(originals=True, default=54)
     study.check_study(form, spec, len(inputs['image']), len(self._temperatures()))  # before anything is drawn
     given = {name: inputs[name] for name in self.run.model.conditions}
@@ -250,15 +250,6 @@ class Task:
 
   def _temperatures(self):
     return self.temperatures or [self.run.config.sample.temperature]
-
-
-def _new(output: str) -> epath.Path:
-  """A path where nothing is yet, so that nothing is overwritten, and where something can be written."""
-  check(output, 'output', output, 'a file or a folder to write')
-  path = as_path(output, 'output')
-  check(not path.exists(), 'output', output, 'one that does not exist yet')
-  check_writable(path, 'output')
-  return path
 
 
 def _pixel(model, position):

@@ -37,6 +37,14 @@ def find(workdir: os.PathLike | str) -> os.PathLike | str:
   return _SHIPPED / name if is_shipped and _is_free(pathlib.Path(workdir)) else workdir
 
 
+def full_path(workdir: str) -> str:
+  """The same model from wherever the program runs. weights/NAME stays: `place` may make that folder at any time."""
+  folder, _, name = workdir.rstrip('/').rpartition('/')
+  if folder == 'weights' and name in shipped():
+    return f'weights/{name}'
+  return os.path.abspath(os.path.expanduser(find(workdir)))
+
+
 def _is_free(folder):
   """Whether nothing is there, or only what `place` left when it was stopped."""
   return not folder.exists() or folder.is_dir() and all(

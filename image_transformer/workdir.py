@@ -10,8 +10,9 @@ from typing import Any
 from etils import epath
 
 from image_transformer import devices
+from image_transformer.checks import check
 from image_transformer.errors import InputError
-from image_transformer.paths import is_address
+from image_transformer.paths import as_path, is_address
 
 
 def nearest_existing(path: os.PathLike | str) -> epath.Path:
@@ -39,6 +40,19 @@ def check_writable(path: epath.Path, name: str) -> None:
       pass
     except OSError as error:
       raise InputError(f'{path} cannot be made ({error}); choose another {name}.') from error
+
+
+def new_path(path: os.PathLike | str, name: str) -> epath.Path:
+  """The path of a file or folder to write, where nothing is yet, so that nothing is overwritten.
+
+  Raises:
+    InputError: if something is there, if only a link, or nothing can be written there; `name` is what it is called.
+  """
+  check(path, name, path, 'a file or a folder to write')
+  found = as_path(path, name)
+  check(not (found.exists() or os.path.islink(found)), name, os.fspath(path), 'one that does not exist yet')
+  check_writable(found, name)
+  return found
 
 
 def write_whole(path: epath.Path, content: str | bytes) -> None:

@@ -22,6 +22,7 @@ from image_transformer.experiments import load_config
 from image_transformer.images import area_resize
 from image_transformer.library import load as load_run
 from image_transformer.model import make_model, num_parameters
+from image_transformer.tasks import Task
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = ['--config=configs/digits.py', '--config.model.num_layers=1', '--config.model.hidden_size=16',
@@ -374,6 +375,20 @@ def test_what_a_run_cannot_do_is_said_and_nothing_is_written(request, call, run,
   last = printed.strip().splitlines()[-1]
   assert last.startswith('Error: ') and re.search(says, last), printed
   assert files() == before
+
+
+def test_files_are_named_by_what_fits_of_long_names_in_any_script(digits, tmp_path):
+  folder = tmp_path / ('画' * 80)  # of 240 bytes; 255 are allowed
+  folder.mkdir()
+  name = Task(load_run(digits), input=str(folder))._source()
+  assert re.fullmatch('画{20}-[0-9a-f]{8}', name)
+
+
+def test_a_link_to_nothing_is_not_written_over(digits, call, tmp_path):
+  (tmp_path / 'link').symlink_to(tmp_path / 'gone' / 'file')
+  code, printed = call('--mode=compress', f'--workdir={digits}', '--num_inputs=1', f'--output={tmp_path / "link"}')
+  assert code == 2 and "link', but must be one that does not exist yet" in printed
+  assert (tmp_path / 'link').is_symlink() and not (tmp_path / 'gone').exists()
 
 
 @pytest.mark.parametrize('arguments', [[], ['--smoke']])

@@ -134,6 +134,14 @@ def test_the_comparisons_are_in_results(experiment, folder):
   assert len(re.findall(r'^\| block \d+ \| [\d.]+ \+- [\d.]+ \| [\d.]+, [\d.]+', table, re.MULTILINE)) == 4
 
 
+def test_no_comparison_is_reported_without_runs(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(sys, 'argv', ['comparison.py', 'report', f'--out={tmp_path}'])
+  with pytest.raises(SystemExit, match='2'):
+    comparison.main()
+  assert f'{tmp_path} holds no finished runs of this experiment; train them first' in capsys.readouterr().err
+  assert not list(tmp_path.iterdir())
+
+
 def test_names_that_stand_for_the_paper_are_there():
   rows = re.findall(r'^\|[^|]+\| ([^|]*`[\w/.]+\.py`[^|]*) \| ([^|]*) \|$', page('paper'),
                     re.MULTILINE)

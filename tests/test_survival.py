@@ -191,6 +191,15 @@ def test_a_run_whose_every_checkpoint_is_damaged_is_not_begun_anew(make_config, 
   assert saved_steps(tmp_path / 'run') == [2, 4] and not list((tmp_path / 'run').glob('damaged*'))
 
 
+def test_a_checkpoint_that_a_run_removes_while_it_is_read_is_not_called_damaged(saved, tmp_path, monkeypatch):
+  shutil.copytree(saved[0], tmp_path / 'run')
+  read = Checkpoints._read
+  monkeypatch.setattr(Checkpoints, '_read', lambda self, step, like: (
+      shutil.rmtree(tmp_path / 'run' / 'checkpoints' / str(step)), read(self, step, like))[1])
+  with pytest.raises(InputError, match='checkpoints/4 was removed while it was read: run the same command again'):
+    library.load(tmp_path / 'run')
+
+
 def test_a_second_process_in_a_workdir_is_refused(make_config, tmp_path):
   workdir = epath.Path(tmp_path / 'run')
   with runs.own(workdir, make_config()):

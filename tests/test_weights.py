@@ -159,6 +159,9 @@ def test_models_that_come_with_the_program_have_names(run, tmp_path, monkeypatch
   pathlib.Path('weights/tiny/params.safetensors').write_text('of another release')
   assert weights.place('weights/tiny') == 'weights/tiny' and it.load('weights/tiny').step == 7
   assert pathlib.Path('weights/tiny/README.md').read_text() == 'My own words.'
+  assert weights.full_path('weights/tiny/') == 'weights/tiny'  # before and after it is copied
+  assert weights.full_path('weights/other') == str(tmp_path / 'weights' / 'other')
+  assert weights.full_path('tiny') == str(tmp_path / 'shipped' / 'tiny')
   pathlib.Path('tiny/checkpoints').mkdir(parents=True)  # one's own comes first, though its configuration is lost
   with pytest.raises(it.InputError, match='There is no tiny/config.json'):
     it.load('tiny')

@@ -95,6 +95,12 @@ def blockwise(layout):
                                  layout)
 
 
+@functools.partial(jax.jit, static_argnames=('model', 'method'))
+def apply(model, *args, method='__call__'):
+  """`model.apply`, compiled as a whole: one operation at a time, it takes several times as long."""
+  return model.apply(*args, method=method)
+
+
 def case(spec, **config):
   small = dict(num_layers=2, hidden_size=16, num_heads=2, ffn_size=24, num_mixtures=2, dropout=0.0)
   return ModelConfig(**{**small, **config}), ImageSpec(*spec)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from helpers import case, given_for, make_case, random_images, random_variables
+from helpers import apply, case, given_for, make_case, random_images, random_variables
 from image_transformer import codec as codec_lib
 from image_transformer.codec import BATCH, MAGIC, Codec
 from image_transformer.errors import InputError, RunError
@@ -58,7 +58,7 @@ def test_a_stream_takes_the_bits_of_the_model(name):
   """By the probabilities of all positions at once, though no intensity is given less than 2^-24."""
   codec, images, given, content = compressed(name)
   model, likelihood = codec.model, codec.model.likelihood
-  parameters = model.apply({'params': codec._params}, images, given)
+  parameters = apply(model, {'params': codec._params}, images, given)
   values = images.reshape(*parameters.shape[:-1], -1).astype(np.int32)
   probabilities = np.stack([np.asarray(likelihood.drawn_probabilities(parameters, values, channel), np.float64)
                             for channel in range(values.shape[-1])], axis=-2)
@@ -248,7 +248,7 @@ def test_a_small_memory_is_of_the_same_network():
   model, variables = make_case('1d_categorical')
   small = with_small_memory(model)
   images = random_images(model.spec, 2)
-  before = np.asarray(small.apply(variables, images))
+  before = np.asarray(apply(small, variables, images))
   images[:, 0] = 0  # the first row
-  after = np.asarray(small.apply(variables, images))
+  after = np.asarray(apply(small, variables, images))
   assert np.array_equal(before[:, 2:], after[:, 2:]) and not np.array_equal(before[:, 1], after[:, 1])

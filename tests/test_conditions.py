@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import CASES, given_for, random_images, random_variables
+from helpers import CASES, apply, given_for, random_images, random_variables
 from image_transformer import attention
 from image_transformer import model as model_lib
 from image_transformer.conditions import Condition, Encoding
@@ -80,7 +80,7 @@ def test_the_sampler_is_given_it_too(worded):
   model, variables, _, given = worded
   keys = jax.random.split(jax.random.key(0), 3)
   images, log_prob = jax.jit(lambda given: sample(model, variables, keys, given))(given)
-  np.testing.assert_allclose(log_prob, model.apply(variables, images, given, method='log_prob'), rtol=1e-4)
+  np.testing.assert_allclose(log_prob, apply(model, variables, images, given, method='log_prob'), rtol=1e-4)
 
 
 def test_it_is_checked_like_the_others(worded):

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from helpers import CASES, from_slots, given_for, make_case, paper_visible, random_images, scan_order
+from helpers import CASES, apply, from_slots, given_for, make_case, paper_visible, random_images, scan_order
 from image_transformer import figures
 from image_transformer.config import Config, ImageSpec, ModelConfig
 from image_transformer.errors import InputError
@@ -133,7 +133,7 @@ def test_bits_of_a_run_add_up_to_the_log_probability_of_each_image():
   run = Run(Config(), model, variables, 0, epath.Path())
   figure = figures.bits(images, -run.pixel_log_probs(images), model.spec.levels)
   shown = [float(axes.get_xlabel().split()[0]) for axes in figure.axes if axes.get_xlabel()]
-  nats = -np.asarray(model.apply(variables, images, method='log_prob'))
+  nats = -np.asarray(apply(model, variables, images, method='log_prob'))
   np.testing.assert_allclose(shown, nats / np.log(2) / model.spec.num_dims, atol=0.006)
 
 

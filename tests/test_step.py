@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import parameter_shapes, random_variables
+from helpers import apply, parameter_shapes, random_variables
 from image_transformer import config as config_lib
 from image_transformer import data, devices, metrics
 from image_transformer.config import ImageSpec, ModelConfig
@@ -118,7 +118,7 @@ def test_whole_images_are_drawn_as_often_as_their_probability_says(likelihood, s
   model = make_model(config, spec)
   variables = random_variables(model, scale=0.5, seed=3)
   images = np.array(list(itertools.product(range(spec.levels), repeat=spec.num_dims)), np.uint8)
-  probabilities = np.exp(np.asarray(model.apply(variables, images.reshape(-1, *spec.shape), {}, method='log_prob'),
+  probabilities = np.exp(np.asarray(apply(model, variables, images.reshape(-1, *spec.shape), {}, method='log_prob'),
                                     np.float64))
   assert probabilities.sum() == pytest.approx(1, abs=5e-3)  # DMOL approximates narrow bins
   drawn, _ = jax.jit(lambda keys: sample(model, variables, keys))(jax.random.split(jax.random.key(0), number))

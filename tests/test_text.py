@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from helpers import make_case, random_images
+from helpers import apply, make_case, random_images
 import image_transformer as it
 from image_transformer import batching, data, tasks
 from image_transformer.captions import read_captions
@@ -79,16 +79,16 @@ def test_every_byte_and_its_place_matter_and_padding_does_not(name, coordinates)
   assert len(set(found)) == len(texts)
   # A longer model is the same one, since nothing sees what pads a text.
   longer = make_model(dataclasses.replace(model.config, text_length=length + 3), model.spec)
-  again = longer.apply(variables, image, {**given, 'text': longer.conditions['text'].parse(['ab'])}, method='log_prob')
+  again = apply(longer, variables, image, {**given, 'text': longer.conditions['text'].parse(['ab'])}, method='log_prob')
   assert float(again[0]) == pytest.approx(found[3], rel=1e-6)
-  again = longer.apply(variables, image, {**given, 'text': longer.conditions['text'].parse([''])}, method='log_prob')
+  again = apply(longer, variables, image, {**given, 'text': longer.conditions['text'].parse([''])}, method='log_prob')
   assert float(again[0]) == pytest.approx(found[0], rel=1e-6)
 
 
 def test_learned_coordinates_tell_the_order_of_bytes():
   model, variables = make_case('1d_text', coordinates='learned')
   image = random_images(model.spec, 1)
-  found = [float(model.apply(variables, image, {'text': model.conditions['text'].parse([text])}, method='log_prob')[0])
+  found = [float(apply(model, variables, image, {'text': model.conditions['text'].parse([text])}, method='log_prob')[0])
            for text in ('abc', 'acb')]
   assert np.isfinite(found).all() and abs(found[0] - found[1]) > 1e-4
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from helpers import CASES, case, make_case, random_images, random_variables
+from helpers import CASES, apply, case, make_case, random_images, random_variables
 import image_transformer as it
 from image_transformer import data, figures, images, pictures, tasks
 from image_transformer.config import Config, FolderConfig, ImageSpec, ModelConfig
@@ -190,10 +190,10 @@ def test_the_frames_of_a_video_can_be_one_sequence():
   model = make_model(*IN_1D)
   variables, videos = random_variables(model), random_images(model.spec, 2)
   samples, log_probs = jax.jit(lambda: sample(model, variables, jax.random.split(jax.random.key(0), 2)))()
-  np.testing.assert_allclose(log_probs, model.apply(variables, samples, method='log_prob'), rtol=1e-5)
+  np.testing.assert_allclose(log_probs, apply(model, variables, samples, method='log_prob'), rtol=1e-5)
   changed = videos.copy()
   changed[:, 1, 2, 3] = (changed[:, 1, 2, 3] + 5) % 17
-  before, after = (model.apply(variables, each, method='pixel_log_probs') for each in (videos, changed))
+  before, after = (apply(model, variables, each, method='pixel_log_probs') for each in (videos, changed))
   moved = (before != after).reshape(2, 3, -1).any(axis=-1)
   assert not moved[:, 0].any() and moved[:, 1].all()
 

@@ -66,10 +66,12 @@ def draw(out: pathlib.Path) -> Figure:
     for size in SIZES:
       points = [(row['FLOPs'], row['bits/dim']) for row in rows if row['size'] == size]
       axes.plot(*zip(*points), 'o-', linewidth=1, label=size)
-    best = [min(other['bits/dim'] for other in rows if other['FLOPs'] <= row['FLOPs']) for row in rows]
-    frontier = sorted(zip((row['FLOPs'] for row in rows), best))
-    axes.plot(*zip(*frontier), color='black', linestyle='--', linewidth=1, label='frontier', drawstyle='steps-post')
+    budgets = sorted({row['budget'] for row in rows})
+    best = [min(row['bits/dim'] for row in rows if row['budget'] <= budget) for budget in budgets]
+    axes.plot(budgets, best, color='black', linestyle='--', linewidth=1, label='frontier', drawstyle='steps-post')
     axes.set(xscale='log', xlabel='FLOPs of training', ylabel='bits/dim of test images', title=dataset)
+    axes.set_xticks(budgets, [f'{budget:.2g}' for budget in budgets])
+    axes.xaxis.set_minor_formatter('')
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
   figure.tight_layout()

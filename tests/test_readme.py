@@ -134,6 +134,19 @@ def test_the_comparisons_are_in_results(experiment, folder):
   assert len(re.findall(r'^\| block \d+ \| [\d.]+ \+- [\d.]+ \| [\d.]+, [\d.]+', table, re.MULTILINE)) == 4
 
 
+def test_bits_by_compute_are_in_results():
+  found = re.findall(r'^\| (digits|cifar10), (\S+) FLOPs \| (.*) \|$', page('tables'), re.MULTILINE)
+  expected = []
+  for dataset in ('digits', 'cifar10'):
+    rows = results('flops', f'{dataset}.json')['rows']
+    assert all(row['FLOPs'] == pytest.approx(row['budget'], rel=0.02) for row in rows)
+    for budget in sorted({row['budget'] for row in rows}):
+      cells = [f'{row["bits/dim"]:.3f} +- {row["standard error"]:.3f}, {row["steps"]:,}' for row in rows
+               if row['budget'] == budget]
+      expected.append((dataset, f'{budget:.2g}'.replace('e+', 'e'), ' | '.join(cells)))
+  assert found == expected and len(found) == 6 and all(row[2].count('|') == 2 for row in found)
+
+
 def test_no_comparison_is_reported_without_runs(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(sys, 'argv', ['comparison.py', 'report', f'--out={tmp_path}'])
   with pytest.raises(SystemExit, match='2'):

@@ -329,7 +329,7 @@ def _check(config: Config | Mapping[str, Any],
   """The configuration, folder and model, checked before data are prepared."""
   config = config if isinstance(config, Config) else from_dict(dict(config))
   if config.init_from and not is_address(config.init_from):
-    config = dataclasses.replace(config, init_from=weights.full_path(config.init_from))
+    config = dataclasses.replace(config, init_from=weights.lasting_path(config.init_from))
   folder = as_path(workdir)
   model = check_config(config)
   if jax.process_count() == 1:  # another process may have begun to write there already

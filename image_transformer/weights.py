@@ -32,17 +32,21 @@ def shipped() -> list[str]:
 
 def find(workdir: os.PathLike | str) -> os.PathLike | str:
   """The folder of a model that comes with the program, named NAME or weights/NAME; any other, or a run, as it is."""
-  folder, _, name = os.fspath(workdir).rstrip('/').rpartition('/')
+  folder, name = _split(workdir)
   is_shipped = folder in ('', 'weights') and name in shipped()
   return _SHIPPED / name if is_shipped and _is_free(pathlib.Path(workdir)) else workdir
 
 
-def full_path(workdir: str) -> str:
+def lasting_path(workdir: str) -> str:
   """The same model from wherever the program runs. weights/NAME stays: `place` may make that folder at any time."""
-  folder, _, name = workdir.rstrip('/').rpartition('/')
+  folder, name = _split(workdir)
   if folder == 'weights' and name in shipped():
     return f'weights/{name}'
   return os.path.abspath(os.path.expanduser(find(workdir)))
+
+
+def _split(workdir):
+  return os.path.split(os.fspath(workdir).rstrip('/'))
 
 
 def _is_free(folder):

@@ -146,6 +146,7 @@ def test_models_that_come_with_the_program_have_names(run, tmp_path, monkeypatch
   assert weights.find('weights/tiny/') == tmp_path / 'shipped' / 'tiny'
   for other in ('runs/tiny', 'x/weights/tiny', 'weights/other', pathlib.Path('/weights/tiny')):
     assert weights.find(other) == other
+  assert weights.lasting_path('weights/tiny') == 'weights/tiny'
   # The command draws into its workdir, so that it needs a copy; but a run may be named tiny.
   assert weights.place('tiny') == 'tiny' and not pathlib.Path('tiny').exists()
   for _ in range(2):
@@ -159,9 +160,9 @@ def test_models_that_come_with_the_program_have_names(run, tmp_path, monkeypatch
   pathlib.Path('weights/tiny/params.safetensors').write_text('of another release')
   assert weights.place('weights/tiny') == 'weights/tiny' and it.load('weights/tiny').step == 7
   assert pathlib.Path('weights/tiny/README.md').read_text() == 'My own words.'
-  assert weights.full_path('weights/tiny/') == 'weights/tiny'  # before and after it is copied
-  assert weights.full_path('weights/other') == str(tmp_path / 'weights' / 'other')
-  assert weights.full_path('tiny') == str(tmp_path / 'shipped' / 'tiny')
+  assert weights.lasting_path('weights/tiny/') == 'weights/tiny'  # as before it was copied
+  assert weights.lasting_path('weights/other') == str(tmp_path / 'weights' / 'other')
+  assert weights.lasting_path('tiny') == str(tmp_path / 'shipped' / 'tiny')
   pathlib.Path('tiny/checkpoints').mkdir(parents=True)  # one's own comes first, though its configuration is lost
   with pytest.raises(it.InputError, match='There is no tiny/config.json'):
     it.load('tiny')

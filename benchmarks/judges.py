@@ -72,7 +72,8 @@ def judge(driver, address: str, content: dict, number: int, right: float, leaves
     see(f'{content["form"]}, question')
     certain = trial['kind'] != 'main' or rng.random() < right
     chosen = trial['answer'] if certain else 1 - trial['answer']
-    driver.find_element(By.TAG_NAME, 'body').send_keys(content['keys'][chosen])
+    key = content['keys'][chosen]
+    driver.find_element(By.TAG_NAME, 'body').send_keys(key.upper() if count % 2 else key)
     if trial['kind'] == 'practice':
       wait.until(lambda _: driver.find_elements(By.CSS_SELECTOR, '.pair p.right, .pair p.wrong'))
       see('feedback')

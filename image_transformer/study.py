@@ -197,7 +197,8 @@ def _answer(line: Any) -> dict[str, Any]:
   numbers += [] if line['kind'] != 'main' else [line['temperature']]
   # How long a page in the background showed an image is not known.
   numbers += [] if line['exposure_measured_ms'] is None else [line['exposure_measured_ms']]
-  if not all(isinstance(number, int | float) for number in numbers) or line['form'] not in FORMS:
+  if (not all(isinstance(number, int | float) for number in numbers) or line['form'] not in FORMS or
+      line['chosen'] not in (None, 0, 1)):
     raise ValueError('not an answer')
   return line | {'judge': f'{line["study"]}/{line["judge"]}', 'image': f'{line["study"]}/{line["image"]}'}
 

@@ -229,6 +229,9 @@ def test_files_of_answers_are_read(tmp_path, made):
   (tmp_path / '0.jsonl').write_text('\n'.join([lines[0], '{}', lines[1]]))
   with pytest.raises(InputError, match='0.jsonl, line 2, is not an answer'):
     study.read_answers([epath.Path(tmp_path)])
+  (tmp_path / '0.jsonl').write_text('\n'.join([json.dumps(first | {'chosen': -1}), lines[1]]))  # neither key
+  with pytest.raises(InputError, match='0.jsonl, line 1, is not an answer'):
+    study.read_answers([epath.Path(tmp_path)])
   with pytest.raises(InputError, match='there are no answers'):
     study.read_answers([epath.Path(tmp_path / '1.jsonl')])
   with pytest.raises(InputError, match='2.jsonl does not exist'):

@@ -62,7 +62,7 @@ function trialTimeline(trial, number, plan, judge, study, jsPsych) {
      on_load: () => atNextFrame('hidden')},
     {type: jsPsychHtmlKeyboardResponse, stimulus: `<div class="pair"><p>${question}</p></div>`, choices: keys,
      trial_duration: study.response_ms, on_finish: data => {
-       const chosen = data.response === null ? null : keys.indexOf(data.response);
+       const chosen = data.response === null ? null : keys.indexOf(data.response.toLowerCase());
        const {images, ...about} = trial;
        record({study: study.id, judge, plan, trial: number, ...about, chosen, rt_ms: data.rt,
                exposure_measured_ms: Math.round(10 * (times.hidden - times.shown)) / 10,

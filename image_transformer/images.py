@@ -17,6 +17,7 @@ from image_transformer.errors import InputError, NotAnImageError
 from image_transformer.paths import as_path
 
 _FORMATS = ('PNG', 'JPEG', 'WEBP')
+_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')
 _MOVING = ('GIF', 'PNG', 'WEBP')
 
 
@@ -66,7 +67,8 @@ def read_image(path: os.PathLike | str, channels: int, exact: bool = False) -> n
   Args:
     path: the file.
     channels: 1 (grey) or 3 (RGB).
-    exact: whether to reject what these channels of bytes cannot hold: transparency, 16 bits or, in grey, colours.
+    exact: whether to reject what these channels of bytes cannot hold: transparency, 16 bits, more frames or, in grey,
+      colours.
 
   Returns:
     uint8 [H, W, channels].
@@ -76,8 +78,12 @@ def read_image(path: os.PathLike | str, channels: int, exact: bool = False) -> n
       are rejected by their header, before they are decoded.
   """
   with _errors_of(path, 'an image', 'a PNG, JPEG or WebP image'):
-    content = _without_metadata(as_path(path).read_bytes())
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+    content = as_path(path).read_bytes()
+    with Image.open(io.BytesIO(_without_metadata(content)), formats=_FORMATS) as image:
+      if exact and _moves(content):
+        raise ValueError('it has more than one frame')
+      if exact and content.startswith(_PNG) and content[24] == 16:  # PIL reads half of them
+        raise ValueError('it holds 16 bits a channel, not 8')
       return _pixels(image, channels, exact)
 
 
@@ -102,14 +108,25 @@ def find_videos(files: Sequence[epath.Path]) -> list[epath.Path]:
 
   Files that are no images are returned too, to be named when they cannot be read.
   """
-  return list(dict.fromkeys(file.parent if _is_still(file) else file for file in files))
+  return list(dict.fromkeys(file.parent if _is_frame(file) else file for file in files))
 
 
-def _is_still(file):
+def _is_frame(file):
+  """Whether a file is one still image: by its content or, if that is damaged, by its name."""
+  with contextlib.suppress(Exception):
+    content = file.read_bytes()
+    if _moves(content):
+      return False
+    with Image.open(io.BytesIO(_without_metadata(content)), formats=_FORMATS):
+      return True
+  return file.suffix.lower() in _SUFFIXES
+
+
+def _moves(content):
   with contextlib.suppress(Exception), warnings.catch_warnings():
     warnings.simplefilter('ignore')
-    with Image.open(io.BytesIO(file.read_bytes()), formats=(*_FORMATS, 'GIF')) as image:
-      return image.format != 'GIF' and getattr(image, 'n_frames', 1) == 1
+    with Image.open(io.BytesIO(content), formats=_MOVING) as image:
+      return image.format == 'GIF' or getattr(image, 'n_frames', 1) > 1
   return False
 
 
@@ -129,7 +146,7 @@ def read_video(path: os.PathLike | str, channels: int, frames: int, exact: bool 
     InputError: if it cannot be used; the message says why.
   """
   if as_path(path).is_dir():
-    files = sorted(file for file in as_path(path).iterdir() if not file.name.startswith('.') and _is_still(file))
+    files = sorted(file for file in as_path(path).iterdir() if not file.name.startswith('.') and _is_frame(file))
     number, read = len(files), [read_image(file, channels, exact) for file in files[:frames]]
   else:
     with (_errors_of(path, 'a video', 'a GIF, PNG or WebP animation'),

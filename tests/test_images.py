@@ -261,6 +261,19 @@ def test_damaged_metadata_costs_no_pixels(saved, extra):
   np.testing.assert_array_equal(saved(content[:33] + extra + content[33:], 'odd.png'), RGB)  # after the header
 
 
+def test_more_than_bytes_of_one_image_is_not_read_exactly(tmp_path):
+  deep = chunk(b'IHDR', struct.pack('>IIBBBBB', 2, 1, 16, 2, 0, 0, 0)) + chunk(
+      b'IDAT', zlib.compress(b'\0' + bytes(range(12)))) + chunk(b'IEND', b'')  # PIL opens it as 8 bits
+  (tmp_path / 'deep.png').write_bytes(b'\x89PNG\r\n\x1a\n' + deep)
+  frames = [Image.fromarray(np.full((4, 4, 3), value, np.uint8)) for value in (0, 99)]
+  for name in ('moving.png', 'moving.webp'):
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+  for name, says in [('deep.png', '16 bits a channel'), ('moving.png', 'one frame'), ('moving.webp', 'one frame')]:
+    assert read_image(tmp_path / name, 3).dtype == np.uint8
+    with pytest.raises(InputError, match=f'{name} cannot be used as an image .*{says}'):
+      read_image(tmp_path / name, 3, exact=True)
+
+
 def test_damaged_pixels_are_refused(saved):
   content = bytearray(encoded(PICTURE, 'PNG'))
   content[content.index(b'IDAT') + 8] ^= 1

@@ -130,6 +130,27 @@ def test_frames_of_different_sizes_and_damaged_ones_are_refused(moving, tmp_path
   assert 'moving.gif' in str(raised.value) and not isinstance(raised.value, NotAnImageError)
 
 
+def test_a_frame_that_cannot_be_read_is_not_passed_over(moving, tmp_path):
+  frame = tmp_path / 'clip' / '1.png'
+  content = frame.read_bytes()
+  frame.write_bytes(content[:33] + b'\0\0\0\x09tEXtComment\0h' + bytes(4) + content[33:])  # a false checksum
+  np.testing.assert_array_equal(images.read_video(tmp_path / 'clip', 3, 4), moving)
+  frame.write_bytes(b'')
+  found = images.find_videos(images.find_files(tmp_path)[0])
+  assert frame not in found and tmp_path / 'clip' in found
+  with pytest.raises(InputError, match='clip/1.png is not a PNG'):
+    images.read_video(tmp_path / 'clip', 3, 3)
+
+
+def test_photos_with_a_preview_inside_are_frames(moving, tmp_path):
+  (tmp_path / 'phone').mkdir()
+  for t, frame in enumerate(moving):  # cameras write such files, which end in .jpg
+    Image.fromarray(frame).save(tmp_path / 'phone' / f'{t}.jpg', 'MPO', save_all=True,
+                                append_images=[Image.fromarray(frame[:4])])
+  assert tmp_path / 'phone' in images.find_videos(images.find_files(tmp_path)[0])
+  assert images.read_video(tmp_path / 'phone', 3, 4).shape == moving.shape
+
+
 def test_a_transparent_video_loses_something(moving, tmp_path):
   first, *later = [Image.fromarray(np.dstack([frame, np.full(frame.shape[:2], 128, np.uint8)])) for frame in moving]
   first.save(tmp_path / 'glass.png', save_all=True, append_images=later)

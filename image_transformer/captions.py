@@ -29,14 +29,7 @@ def read_captions(files: Iterable[epath.Path]) -> tuple[dict[epath.Path, str], s
   files = sorted(files)
   texts: dict[epath.Path, str] = {}
   sources: set[epath.Path] = set()
-  stems: dict[epath.Path, list[epath.Path]] = {}
-  for file in files:
-    stems.setdefault(file.with_suffix(''), []).append(file)
-  for file in files:
-    images = [other for other in stems[file.with_suffix('')] if other != file]
-    if file.suffix == '.txt' and images:
-      sources.add(file)
-      texts |= dict.fromkeys(images, _plain(_read(file)))
+  by_path = {os.path.normpath(file): file for file in files}
   for file in files:
     if file.name == _METADATA:
       sources.add(file)
@@ -44,10 +37,20 @@ def read_captions(files: Iterable[epath.Path]) -> tuple[dict[epath.Path, str], s
         try:
           entry = json.loads(line) if line.strip() else None
           if entry is not None:
-            texts[type(file)(os.path.normpath(file.parent / entry['file_name']))] = _plain(entry['text'])
+            image, text = by_path.get(os.path.normpath(file.parent / entry['file_name'])), _plain(entry['text'])
+            texts |= {image: text} if image else {}
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
           raise InputError(f'{file}, line {number}, must be {{"file_name": "...", "text": "..."}}, with double quotes.'
                            ) from error
+  stems: dict[epath.Path, list[epath.Path]] = {}
+  for file in files:
+    stems.setdefault(file.with_suffix(''), []).append(file)
+  for file in files:
+    images = [other for other in stems[file.with_suffix('')] if other != file]
+    if file.suffix.lower() == '.txt' and images:
+      sources.add(file)
+      if missing := [image for image in images if image not in texts]:
+        texts |= dict.fromkeys(missing, _plain(_read(file)))
   return texts, sources
 
 

@@ -54,7 +54,10 @@ def _read(path, model, number, exact):
   found, left_out = images.find_files(path)
   texts, sources = {}, set()
   if spec.has_texts:
-    texts, sources = captions.read_captions(found if path.is_dir() else captions.beside(path))
+    try:
+      texts, sources = captions.read_captions(found if path.is_dir() else captions.beside(path))
+    except InputError as error:  # texts may be typed instead
+      warn(f'{str(error).rstrip(".")}; the texts of {path} are not used.')
   if path.is_dir():
     found = [file for file in found if file not in sources]
     found = images.find_videos(found) if spec.frames else found

@@ -226,14 +226,14 @@ def write_images(folder, *names):
 def test_captions_come_from_text_files_and_from_metadata(tmp_path):
   write_images(tmp_path, 'a.png', 'b.png', 'c.png')
   write_images(tmp_path / 'more', 'd.png')
-  (tmp_path / 'a.txt').write_text('a small\nhouse \n')
+  (tmp_path / 'a.TXT').write_text('a small\nhouse \n')
   (tmp_path / 'notes.txt').write_text('of nothing')
   (tmp_path / 'metadata.jsonl').write_text('{"file_name": "b.png", "text": "a dog", "more": 1}\n\n'
                                            '{"file_name": "more/d.png", "text": "une é"}\n', encoding='utf-8')
   texts, sources = read_captions(epath.Path(path) for path in tmp_path.rglob('*') if path.is_file())
   assert {path.name: text for path, text in texts.items()} == {'a.png': 'a small house', 'b.png': 'a dog',
                                                                'd.png': 'une é'}
-  assert {path.name for path in sources} == {'a.txt', 'metadata.jsonl'}
+  assert {path.name for path in sources} == {'a.TXT', 'metadata.jsonl'}
 
 
 @pytest.mark.parametrize('line', [
@@ -260,8 +260,13 @@ def test_one_image_has_one_text(tmp_path):
   lines = [{'file_name': 'a.png', 'text': 'one\u2028line'}, {'file_name': 'sub/../z.png', 'text': '\ud83d'}]
   (tmp_path / 'metadata.jsonl').write_text('\n'.join(json.dumps(line, ensure_ascii=i) for i, line in enumerate(lines)),
                                            encoding='utf-8')
+  (tmp_path / 'a.txt').write_bytes('café'.encode('latin1'))  # not needed
   texts, _ = read_captions(epath.Path(path) for path in tmp_path.iterdir())
   assert {path.name: text for path, text in texts.items()} == {'a.png': 'one line', 'z.png': '?'}
+  around = tmp_path / 'sub' / '..'  # the same folder, named another way
+  (tmp_path / 'sub').mkdir()
+  texts, _ = read_captions(epath.Path(around / name) for name in ('metadata.jsonl', 'a.png'))
+  assert texts == {epath.Path(around / 'a.png'): 'one line'}
   (tmp_path / 'metadata.jsonl').write_text('[' * 100_000)
   with pytest.raises(InputError, match='line 1, must be'):
     read_captions(epath.Path(path) for path in tmp_path.iterdir())
@@ -298,6 +303,9 @@ def test_a_folder_is_read_with_its_texts(tmp_path, capfd):
   (tmp_path / 'photos' / '4.txt').write_bytes('né'.encode('latin-1'))
   one, _ = read_inputs(run, tmp_path / 'photos' / '3.png', 0)
   assert Text(config.model, run.model.spec).captions(one['text']) == ['number 3']
+  # Nor do those that cannot be read, where a text may be typed.
+  inputs, _ = read_inputs(run, tmp_path / 'photos', 0)
+  assert 'text' not in inputs and '4.txt is not UTF-8' in capfd.readouterr().err
   (tmp_path / 'photos' / '4.txt').write_text('number 4')
   inputs, _ = read_inputs(run, tmp_path / 'photos', 0)
   for image, text in zip(inputs['image'], Text(config.model, run.model.spec).captions(inputs['text'])):

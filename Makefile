@@ -32,10 +32,10 @@ check: setup
 	$(RUN) -m mypy
 
 test: setup
-	$(RUN) -m pytest -q -n 2 --dist loadfile tests
+	$(RUN) -m pytest -q -n 2 --dist worksteal tests
 
 test-all: setup
-	$(RUN) -m pytest -q -n 2 --dist loadfile tests -m ''
+	$(RUN) -m pytest -q -n 2 --dist worksteal tests -m ''
 
 bench: setup
 	mkdir -p runs/bench

@@ -14,7 +14,7 @@ a small model of videos of 8 frames of 16x16: GIFs, or sub-folders of images.
 from image_transformer.configs import base, cifar10_2d_dmol, cifar10_fast
 
 SMALL = base.smoke(query_block=(4, 8), memory_flange=(4, 4), num_steps=3000, batch_size=2) | cifar10_fast.RECIPE | {
-    'train.flip': False}
+    'stand_in': False, 'train.flip': False}
 
 
 def get_config(variant=''):

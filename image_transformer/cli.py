@@ -155,7 +155,8 @@ def _given_config() -> config_lib.Config | None:
 def _workdir() -> epath.Path:
   if _WORKDIR.value:
     check(not _WORKDIR.value.startswith('-'), '--workdir', _WORKDIR.value, 'a folder, not the next flag')
-    return as_path(weights.place(_WORKDIR.value), '--workdir')
+    training = _MODE.value == 'train'  # which takes no such folder
+    return as_path(_WORKDIR.value if training else weights.place(_WORKDIR.value), '--workdir')
   if _CONFIG.value is None:
     raise InputError('Nothing to do: give --config=configs/NAME.py, or --workdir=DIR of a run.')
   name, _, variant = os.path.basename(config_flags.get_config_filename(flags.FLAGS['config'])).partition(':')

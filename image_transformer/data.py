@@ -192,6 +192,7 @@ def _builder(dataset: Dataset, config: Config) -> tfds.core.DatasetBuilder:
     others = sorted(path.parent.name for path in versions)
     check(not others, 'data_dir', str(root), f'one that holds version {builder.version} of {config.dataset}, not '
           f'{" and ".join(others)}, or nothing of it')
+    dataset.check(builder)
   elif builder.info.splits and (kind := builder.info.file_format.value) != 'array_record':
     raise InputError(f'{config.dataset} in {builder.data_path} is stored as {kind}, which only TensorFlow reads: '
                      'prepare it with tfds build --file_format=array_record, or set data_dir to another folder, where '

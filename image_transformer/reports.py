@@ -13,6 +13,7 @@ from etils import epath
 import numpy as np
 
 from image_transformer import pictures
+from image_transformer.datasets import folder
 from image_transformer.errors import one_line, shown
 from image_transformer.library import Run
 from image_transformer.metrics import (
@@ -49,11 +50,11 @@ def ways(report: Mapping[str, Any]) -> list[str]:
 def write_evaluation(run: Run, evaluation: Evaluation, split: str) -> None:
   """Writes `results.json`: the exact bits/dim of a run on a split, and all that is needed to interpret it.
 
-  Evaluations on a split other than the run's own, with other parameters than its own, or on fewer images than in the
-  existing report are written to files of their own.
+  Evaluations on a split or folder other than the run's own, with other parameters than its own, or on fewer images than
+  in the existing report are written to files of their own.
   """
-  other = [] if split == read_config(run.workdir).eval.split else [split]
-  path = run.workdir / ('_'.join(['results', *_parameters(run), *other]) + '.json')
+  other = '' if split == read_config(run.workdir).eval.split else split
+  path = run.workdir / ('_'.join(filter(None, ['results', *_parameters(run), other, folder_of(run)])) + '.json')
   if _is_fuller(path, run, num_images=evaluation.num_images):
     path = path.with_name(f'{path.stem}_first{evaluation.num_images}.json')
   results = {
@@ -71,6 +72,11 @@ def write_evaluation(run: Run, evaluation: Evaluation, split: str) -> None:
   }
   write_whole(path, json.dumps(results, indent=2) + '\n')
   print(f'{evaluation} of {run.config.dataset} {split}, step {run.step}. In {run.workdir}: {path.name}')
+
+
+def folder_of(run: Run) -> str:
+  """Names the folder of the images of exported weights, which have none of their own; '' for all others."""
+  return '' if run.config.folder == read_config(run.workdir).folder else folder.settings(run.config.folder).name
 
 
 def write_superres(run: Run, name: str, measures: Mapping[str, Mapping[str, np.ndarray]],

@@ -29,8 +29,8 @@ _FREE = ('data_dir', 'stand_in', 'eval', 'sample', 'model.remat', 'model.attenti
          'train.eval_every', 'train.sample_every')
 
 
-def read_config(workdir: epath.PathLike) -> Config:
-  """The configuration of a run.
+def read_config(workdir: epath.PathLike, what: str = 'the workdir') -> Config:
+  """The configuration of a run; `what` names the folder in the message if there is none.
 
   Raises:
     InputError: if there is no readable config.json.
@@ -40,7 +40,7 @@ def read_config(workdir: epath.PathLike) -> Config:
     return read_json(path, 'restore it, or choose another workdir.', config_lib.from_dict)
   except (FileNotFoundError, NotADirectoryError) as error:
     shipped = ', '.join(f'weights/{name}' for name in weights.shipped())
-    raise InputError(f'There is no {path}: the workdir must be the folder of a run, or a model that comes with the '
+    raise InputError(f'There is no {path}: {what} must be the folder of a run, or a model that comes with the '
                      f'program ({shipped}).') from error
 
 
@@ -113,7 +113,7 @@ def check_workdir(workdir: epath.Path) -> None:
     InputError: if it holds something else, or cannot be written.
   """
   # Files left by a process that was killed while it started a run, pictures drawn before it, logs of a scheduler.
-  if (workdir / weights.FILE).exists():
+  if (workdir / weights.FILE).exists() or weights.is_to_place(workdir):
     raise InputError(f'{workdir} holds exported weights, which cannot be trained there; choose another workdir, with '
                      f'init_from={workdir} to begin with them.')
   begun = re.compile(r'lock|config\.json\.\d+\.part|pictures|\..*|.*\.(log|out|err)')

@@ -243,7 +243,7 @@ class Task:
   def _source(self):
     """Names the inputs; those of other folders may have the same name, or one too long for a file of ours."""
     if not self.input:
-      return self.run.config.eval.split
+      return '_'.join(filter(None, [self.run.config.eval.split, reports.folder_of(self.run)]))
     path = os.fsencode(os.path.abspath(os.path.expanduser(self.input)))
     stem = os.fsencode(as_path(self.input).stem)[:60].decode(errors='ignore')
     return f'{stem}-{zlib.crc32(path):08x}'

@@ -25,7 +25,7 @@ from image_transformer.optimizers import learning_rate, make_optimizer
 from image_transformer.paths import as_path, is_address
 from image_transformer.progress import Progress
 from image_transformer.reports import write_evaluation
-from image_transformer.runs import TrainedOn, check_free, own, read_trained_on, write_trained_on
+from image_transformer.runs import TrainedOn, check_free, own, read_config, read_trained_on, write_trained_on
 from image_transformer.sampling import make_sampler
 from image_transformer.start import compiled_step, summary, training_flops
 from image_transformer.state import init_state
@@ -75,22 +75,12 @@ class Trainer:
         what = f'{here} images' if isinstance(here, int) else 'other images'
         raise InputError(f'{config.dataset} {config.train.split} holds {what} here, but the run in {workdir} was '
                          f'trained on {there}: use the data_dir that it started with, or another workdir.')
-    self._first_params = self._params_of(config.init_from) if config.init_from and step is None else None
+    self._first_params = load(config.init_from).variables['params'] if config.init_from and step is None else None
     self._optimizer = make_optimizer(config.optimizer, config.train.steps)
     self._rate = learning_rate(config.optimizer, config.train.steps)
     self._step = devices.pmap(make_train_step(self.model, self._optimizer, config), donate_argnums=0)
     self._evaluate = make_evaluator(self.model, config.eval.batch_size)
     self._draw = make_sampler(self.model, config.sample.batch_size)
-
-  def _params_of(self, workdir):
-    """The parameters of another run, if they fit this model."""
-    other = load(workdir)
-    shapes = [{jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-              for params in (other.variables['params'], jax.eval_shape(lambda: init_params(self.model, 0)))]
-    for name in sorted(shapes[0].keys() | shapes[1].keys()):
-      there, here = (shape.get(name) for shape in shapes)
-      check(there == here, 'init_from', workdir, f'a run of the same network, but {name} is {there} there, {here} here')
-    return other.variables['params']
 
   def run(self) -> tuple[Any, Evaluation]:
     """Trains to `config.train.steps`, then draws samples and evaluates in full.
@@ -334,4 +324,17 @@ def _check(config: Config | Mapping[str, Any],
   model = check_config(config)
   if jax.process_count() == 1:  # another process may have begun to write there already
     check_free(folder, config, *([data.as_stand_in(config)] if config.stand_in else []))
+  if config.init_from and not saved_steps(folder):
+    _check_same_network(config.init_from, model)
   return config, folder, model
+
+
+def _check_same_network(workdir: str, model: ImageTransformer) -> None:
+  """Checks that the parameters of another run fit this model."""
+  other = read_config(as_path(weights.find(workdir)), 'init_from')
+  shapes = [{jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+            for params in (jax.eval_shape(functools.partial(init_params, one, 0))
+                           for one in (make_model(other.model, data.image_spec(other)), model))]
+  for name in sorted(shapes[0].keys() | shapes[1].keys()):
+    there, here = (shape.get(name) for shape in shapes)
+    check(there == here, 'init_from', workdir, f'a run of the same network, but {name} is {there} there, {here} here')

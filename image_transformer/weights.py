@@ -55,10 +55,15 @@ def _is_free(folder):
       path.name in ('README.md', FILE) or path.suffix == '.part' for path in folder.iterdir())
 
 
+def is_to_place(workdir: os.PathLike | str) -> bool:
+  """Whether a folder, weights/NAME, is that of a model that comes with the program, and is not there yet."""
+  return _split(workdir)[0] == 'weights' and find(workdir) != workdir
+
+
 def place(workdir: str) -> str:
   """Copies the model that comes with the program as weights/NAME there, if needed: drawings are written beside it."""
-  found = find(workdir)
-  if workdir.startswith('weights/') and found != workdir:
+  if is_to_place(workdir):
+    found = find(workdir)
     for name in ('README.md', FILE, 'config.json'):  # the last one says that all are there
       if name != 'README.md' or not (epath.Path(workdir) / name).exists():
         write_whole(epath.Path(workdir) / name, epath.Path(found, name).read_bytes())

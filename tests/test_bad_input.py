@@ -327,6 +327,7 @@ def good(draw, most_layers=1_000):
   dataset = choose('dataset', st.sampled_from([*DATASETS, 'generated_digits', 'generated_celeba']))
   size = choose('folder.size', st.tuples(st.integers(1, 64), st.integers(1, 64)) if dataset == 'folder' else
                 st.just((32, 32)))
+  choose('folder.path', st.just(__file__.rpartition('/')[0] if dataset == 'folder' else ''))
   spec = DATASETS[dataset.removeprefix('generated_')](from_dict({'folder': {'size': size}})).spec
   dmol = choose('model.likelihood', st.sampled_from(['categorical', 'dmol'])) == 'dmol'
   choose('model.num_mixtures', st.integers(1, 20))

@@ -283,9 +283,23 @@ def test_the_table_of_runs(call, digits, superres):
     assert (str(path.parent), str(load(path)['bits_per_dim'])) in [(line['row'], line['ours']) for line in lines]
 
 
-def test_a_folder_without_a_path_is_not_replaced_by_generated_images(call, tmp_path):
-  code, printed = call('--config=folder:smoke', f'--config.data_dir={tmp_path}', f'--workdir={tmp_path / "run"}')
-  assert code == 2 and 'folder.path is not set' in printed and not (tmp_path / 'run').exists()
+@pytest.mark.parametrize('more', [[], ['--dry_run']])
+def test_a_folder_without_a_path_is_not_replaced_by_generated_images(call, tmp_path, more):
+  arguments = '--config=folder:smoke', f'--config.data_dir={tmp_path}', f'--workdir={tmp_path / "run"}', *more
+  code, printed = call(*arguments, '--config.stand_in=True')
+  assert code == 2 and 'folder.path is not set' in printed and not any(tmp_path.iterdir())
+  code, printed = call(*arguments, f'--config.folder.path={tmp_path / "typo"}')
+  assert code == 2 and 'typo, which does not exist' in printed and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('more', [[], ['--dry_run']])
+def test_what_a_run_would_begin_with_is_looked_at_before_its_data_are_prepared(call, tmp_path, more):
+  arguments = '--config=digits', f'--config.data_dir={tmp_path / "data"}', f'--workdir={tmp_path / "run"}', *more
+  for init_from, says in [('nowhere', 'nowhere/config.json: init_from must be the folder of a run'),
+                          ('cifar10', 'init_from is .*cifar10.* of the same network')]:
+    code, printed = call(*arguments, f'--config.init_from={init_from}')
+    assert code == 2 and re.search(says, printed) and printed.count('\n') == 1, printed
+  assert not any(tmp_path.iterdir())
 
 
 def test_evaluating_does_not_care_for_how_long_a_configuration_trains(call, digits, data_dir):

@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from helpers import leave_run
 import image_transformer as it
-from image_transformer import runs, weights
+from image_transformer import reports, runs, weights
 from image_transformer.config import Config, FolderConfig, ModelConfig
 from image_transformer.datasets import digits, moving_digits, scenes
 from image_transformer.images import area_resize
@@ -104,7 +104,17 @@ def test_they_can_be_evaluated_on_the_images_of_a_folder(data_dir, tmp_path):
                   model=dataclasses.replace(MODEL, class_conditional=False))
   leave_run(tmp_path / 'run', config)
   it.load(tmp_path / 'run').export(tmp_path / 'exported')
-  assert it.load(tmp_path / 'exported', config).evaluate().num_images == 1
+  evaluated = it.load(tmp_path / 'exported', config)
+  assert evaluated.evaluate().num_images == 1
+  assert reports.folder_of(it.load(tmp_path / 'run', config)) == ''
+  names = {reports.folder_of(evaluated)}
+  (tmp_path / 'photos').rename(tmp_path / 'others')
+  others = dataclasses.replace(config.folder, path=str(tmp_path / 'others'))
+  evaluated = it.load(tmp_path / 'exported', dataclasses.replace(config, folder=others))
+  names |= {reports.folder_of(evaluated)}
+  assert {name.split('-')[0] for name in names} == {'photos', 'others'}
+  reports.write_evaluation(evaluated, evaluated.evaluate(), 'test')
+  assert (tmp_path / 'exported' / f'results_{reports.folder_of(evaluated)}.json').exists()
   with pytest.raises(it.InputError, match='folder.path is not set'):  # where they are is not exported
     it.load(tmp_path / 'exported').evaluate()
   with pytest.raises(it.InputError, match=r'holds another run: folder.crop \(True there, False here'):
@@ -135,7 +145,7 @@ def test_checkpoints_of_them_cannot_be_averaged(exported):
     it.load(exported, num_checkpoints=2)
 
 
-def test_models_that_come_with_the_program_have_names(run, tmp_path, monkeypatch, capsys):
+def test_models_that_come_with_the_program_have_names(run, data_dir, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(weights, '_SHIPPED', tmp_path / 'shipped')
   monkeypatch.chdir(tmp_path)
   run.export(tmp_path / 'shipped' / 'tiny')
@@ -149,6 +159,9 @@ def test_models_that_come_with_the_program_have_names(run, tmp_path, monkeypatch
   assert weights.lasting_path('weights/tiny') == 'weights/tiny'
   # The command draws into its workdir, so that it needs a copy; but a run may be named tiny.
   assert weights.place('tiny') == 'tiny' and not pathlib.Path('tiny').exists()
+  with pytest.raises(it.InputError, match='weights/tiny holds exported weights, which cannot be trained there'):
+    it.train(dataclasses.replace(run.config, data_dir=data_dir), 'weights/tiny')
+  assert not pathlib.Path('weights').exists()
   for _ in range(2):
     assert weights.place('weights/tiny') == 'weights/tiny'
     files = sorted(path.name for path in pathlib.Path('weights/tiny').iterdir())

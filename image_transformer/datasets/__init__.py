@@ -27,6 +27,7 @@ class Dataset:
   config: str | tfds.core.BuilderConfig | None = None  # the builder's
   stored: tuple[int, int, int] | None = None  # shape of the stored images, where they are larger than `spec`
   note: Callable[[tfds.core.DatasetBuilder], str] = lambda builder: ''  # which data it is, if that is in doubt
+  check: Callable[[tfds.core.DatasetBuilder], None] = lambda builder: None  # raises InputError: it can't be prepared
 
 
 def stand_in(name: str, dataset: Dataset) -> Dataset:
@@ -58,7 +59,8 @@ DATASETS: dict[str, Callable[[Config], Dataset]] = {
     'digits': lambda config: Dataset(ImageSpec(8, 8, 1, levels=17, num_classes=10), digits.ImageTransformerDigits,
                                      digits.SIZES),
     'folder': lambda config: Dataset(folder.spec(config.folder), folder.ImageTransformerFolder,
-                                     dict.fromkeys(folder.SPLITS), folder.settings(config.folder), note=folder.note),
+                                     dict.fromkeys(folder.SPLITS), folder.settings(config.folder), note=folder.note,
+                                     check=folder.check),
     'imagenet32_new': functools.partial(_imagenet_new, 32),
     'imagenet32_old': functools.partial(_imagenet_old, 32),
     'imagenet64_new': functools.partial(_imagenet_new, 64),

@@ -50,16 +50,26 @@ def spec(folder: FolderConfig) -> ImageSpec:
   return ImageSpec(height, width, channels=3, frames=folder.frames, has_texts=folder.texts)
 
 
+def check(builder: tfds.core.DatasetBuilder) -> None:
+  """Raises InputError if there is no folder to prepare."""
+  path = builder.builder_config.folder.path
+  if not path:
+    raise InputError('folder.path is not set: it must name a folder of images.')
+  if not as_path(path).is_dir():
+    what = 'is a file' if as_path(path).exists() else 'does not exist'
+    raise InputError(f'folder.path is {path}, which {what}: name a folder of images.')
+
+
 def note(builder: tfds.core.DatasetBuilder) -> str:
   counts = ' and '.join(f'{split.num_examples:,} {name}' for name, split in builder.info.splits.items())
-  return (f'{counts or "no"} images of {builder.builder_config.folder.path}, kept in {builder.data_path}; '
-          'to read the folder again, set another data_dir')
+  return counts and (f'{counts} images of {builder.builder_config.folder.path}, kept in {builder.data_path}; '
+                     'to read the folder again, set another data_dir')
 
 
 class ImageTransformerFolder(Local, tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """`id`: the path below the folder; `summary.txt` beside the records names what was left out, and why.
 
-  `download_and_prepare` raises InputError if there is no folder, or it has too few usable images.
+  `download_and_prepare` raises InputError if the folder has too few usable images; `check` comes before.
   """
 
   VERSION = tfds.core.Version('1.0.0')
@@ -78,12 +88,6 @@ class ImageTransformerFolder(Local, tfds.core.GeneratorBasedBuilder, skip_regist
   def download_and_prepare(self, **kwargs):
     if self.data_path.exists():
       return
-    path = self.builder_config.folder.path
-    if not path:
-      raise InputError('folder.path is not set: it must name a folder of images.')
-    if not as_path(path).is_dir():
-      what = 'is a file' if as_path(path).exists() else 'does not exist'
-      raise InputError(f'folder.path is {path}, which {what}: name a folder of images.')
     # Fitted images wait here until all are read and the split is known; the file has no name, so none is left behind.
     with tempfile.TemporaryFile() as self._spool:
       self._read()

@@ -86,6 +86,12 @@ def test_every_epoch_has_every_image_once(num_images):
     assert drawn[0].tolist() != drawn[1].tolist() != sorted(drawn[1])
 
 
+def test_the_digest_sees_images_in_the_middle():
+  images = [{'image': np.full((2, 2, 1), i, np.uint8)} for i in range(200)]
+  others = [*images[:101], {'image': images[101]['image'] + 1}, *images[102:]]
+  assert batching.digest(images) == batching.digest([*images]) != batching.digest(others)
+
+
 @pytest.mark.parametrize('process_count', [2, 4])
 def test_training_parts_make_up_the_whole_batch(process_count):
   parts = [train(10, 9, flip=True, process_index=index, process_count=process_count)

@@ -15,13 +15,14 @@ import pytest
 
 from helpers import leave_run
 from image_transformer import data, runs
-from image_transformer.config import from_dict
+from image_transformer.config import ModelConfig, from_dict
 from image_transformer.configs import paper
 from image_transformer.errors import InputError
 from image_transformer.experiments import load_config
 from image_transformer.images import area_resize
 from image_transformer.library import load as load_run
 from image_transformer.model import make_model, num_parameters
+from image_transformer.optimizers import learning_rate
 from image_transformer.tasks import Task
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -521,6 +522,47 @@ def test_every_configuration_is_valid(name):
   assert small.train.steps <= 10_000 and small.model.hidden_size <= 128
   for config in (full, small):
     make_model(config.model, data.image_spec(config))
+
+
+# Layers, width, heads, feed-forward, query block, memory flange, dropout; batch, the rate of tensor2tensor, warm-up.
+PAPERS = {
+    'cifar10_1d': (12, 512, 4, 2048, (256,), (256,), 0.3, 32, 0.5, 4_000),
+    'cifar10_1d_dmol': (12, 256, 8, 512, (256,), (256,), 0.1, 64, 0.1, 4_000),
+    'cifar10_1d_dmol_14': (14, 256, 8, 512, (256,), (256,), 0.2, 64, 0.1, 4_000),
+    'cifar10_conditional': (10, 512, 8, 2048, (256,), (256,), 0.3, 32, 0.1, 4_000),
+    'cifar10_2d': (12, 512, 8, 1024, (8, 8), (4, 4), 0.0, 8, 0.1, 4_000),
+    'cifar10_2d_dmol': (12, 256, 8, 512, (16, 16), (8, 8), 0.1, 64, 0.1, 4_000),
+    'cifar10_blocks.py:16': (8, 512, 8, 2048, (16,), (16,), 0.3, 32, 0.1, 4_000),
+    'imagenet32_1d': (12, 512, 8, 2048, (256,), (256,), 0.1, 32, 0.5, 4_000),
+    'cifar10_superres_1d': (8, 512, 8, 2048, (128,), (128,), 0.1, 16, 0.2, 12_000),
+    'cifar10_superres_2d': (8, 512, 8, 2048, (8, 8), (8, 12), 0.1, 16, 0.2, 12_000),
+    'celeba_superres_1d': (8, 512, 8, 2048, (128,), (128,), 0.1, 16, 0.2, 12_000),
+    'celeba_superres_2d': (8, 512, 8, 2048, (8, 8), (8, 12), 0.1, 16, 0.2, 12_000),
+    'celeba_superres_2d_best': (12, 512, 8, 2048, (8, 16), (8, 16), 0.1, 8, 0.2, 12_000),
+}
+
+
+@pytest.mark.parametrize('name', PAPERS)
+def test_the_papers_configurations_are_the_papers(name):
+  config, (*network, batch_size, rate, warmup) = load_config(name), PAPERS[name]
+  model, optimizer, train = config.model, config.optimizer, config.train
+  assert [model.num_layers, model.hidden_size, model.num_heads, model.ffn_size, model.query_block,
+          model.memory_flange, model.dropout] == network
+  dmol, superres, best = 'dmol' in name, 'superres' in name, 'best' in name
+  assert model == ModelConfig(
+      *network[-3:-1], num_layers=network[0], hidden_size=network[1], num_heads=network[2], ffn_size=network[3],
+      dropout=network[-1], likelihood='dmol' if dmol else 'categorical', num_mixtures=10, qkv_size=512 if dmol else 0,
+      norm='pre' if best else 'post', coordinates='learned' if dmol else 'sine', embedding_gain=1.0,
+      class_conditional='conditional' in name, upscale=4 if superres else 1,
+      num_encoder_layers=6 if best else 4 if superres else 0)
+  # tensor2tensor: 5000 x 0.002 x rate / sqrt(width) x min(1 / sqrt(step), step / warmup**1.5)
+  rates = {step: float(learning_rate(optimizer, train.steps)(step)) for step in (99, warmup - 1, 4 * warmup - 1)}
+  assert rates == pytest.approx({step: 10 * rate * model.hidden_size**-0.5 * min((step + 1)**-0.5, (step + 1) *
+                                                                                 warmup**-1.5) for step in rates})
+  assert (optimizer.name, optimizer.b1, optimizer.b2, optimizer.epsilon) == ('adam', 0.9, 0.98, 1e-9)
+  assert optimizer.clip_norm == (40 if name == 'cifar10_1d_dmol_14' else 0)
+  assert (train.batch_size, train.accumulation, train.flip, train.ema_decay) == (batch_size, 1, False, 0)
+  assert config.sample.temperature == (0.9 if superres else 1)
 
 
 @pytest.mark.parametrize('name', ['cifar10_1d.py:tiny', 'cifar10_blocks.py:0', 'cifar10_blocks.py:x,smoke'])

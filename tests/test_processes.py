@@ -1,10 +1,13 @@
 """Several processes on this machine do what one does, and a run goes from one to several and back."""
 
 import json
+import os
 import pathlib
 import re
 import shutil
+import socket
 import subprocess
+import sys
 import threading
 import time
 
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 
 from image_transformer import data, devices, library, metrics
+from image_transformer.checkpoints import saved_steps
 from image_transformer.config import Config
 from image_transformer.sampling import make_sampler
 
@@ -117,6 +121,23 @@ def test_one_of_two_processes_is_stopped_and_both_go_on(data_dir, tmp_path):
   steps = re.findall(r'Stopped after step (\d+) of 200', printed)
   assert len(steps) == 2 and len(set(steps)) == 1 and 0 < int(steps[0]) < 200
   assert list(lines(workdir, 'train')) == list(range(1, 201))
+
+
+def test_processes_of_different_commands_are_refused(data_dir, tmp_path):
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+  commands = [[sys.executable, 'main.py', f'--coordinator=127.0.0.1:{port}', '--num_processes=2',
+               f'--process_id={number}', '--config=configs/digits.py', f'--config.data_dir={data_dir}',
+               f'--workdir={tmp_path / "run"}', *(f'--config.{name}={value}' for name, value in FIELDS.items()),
+               f'--config.seed={number}'] for number in range(2)]
+  processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                env=os.environ | {'JAX_PLATFORMS': 'cpu'}) for command in commands]
+  printed = [process.communicate(timeout=300)[0] for process in processes]
+  # Either may end before the other has heard why.
+  assert any(process.returncode == 2 and 'Error: The processes have different configurations' in text
+             for process, text in zip(processes, printed)), printed
+  assert all(process.returncode for process in processes) and not saved_steps(tmp_path / 'run')
 
 
 @pytest.mark.parametrize('arguments, says', [

@@ -46,7 +46,7 @@ def make_config(tmp_path_factory):
 
 
 @functools.cache
-def compiled(model, optimizer):
+def compiled(model, optimizer, log_every):
   """What trainers of one model share, so that each need not compile it again."""
   return {}
 
@@ -54,7 +54,7 @@ def compiled(model, optimizer):
 def run(config, workdir, prepare=lambda trainer: None):
   """What main.py does to train, but for its words."""
   trainer = Trainer(config, epath.Path(workdir))
-  shared = compiled(config.model, config.optimizer)
+  shared = compiled(config.model, config.optimizer, config.train.log_every)
   for name in ('_step', '_evaluate', '_draw'):
     setattr(trainer, name, shared.setdefault(name, getattr(trainer, name)))
   prepare(trainer)
@@ -327,8 +327,8 @@ class Poisoned:
     return new.replace(params=state.params, ema_params=averages), values
 
 
-def skipping(make_config, limit):
-  config = make_config(log_every=1, eval_every=0, sample_every=0)
+def skipping(make_config, limit, log_every=1):
+  config = make_config(log_every=log_every, eval_every=0, sample_every=0)
   return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, skip_non_finite=limit))
 
 
@@ -361,6 +361,60 @@ def test_too_many_steps_that_are_not_finite_stop_the_run(make_config, tmp_path):
 
   with pytest.raises(RunError, match='Step 7: .*checkpoint of step 4 is kept'):
     run(skipping(make_config, 2), tmp_path / 'run', prepare)
+
+
+def test_a_line_of_the_log_is_the_mean_of_the_steps_that_were_finite(make_config, tmp_path):
+  bits = []
+  for log_every in (1, 3):
+    workdir = tmp_path / str(log_every)
+    run(skipping(make_config, 2, log_every), workdir, lambda trainer: setattr(trainer, '_step',
+                                                                              Poisoned(trainer._step, {2, 4})))
+    bits.append({line['step']: line['bits_per_dim'] for line in metrics.read_metrics(workdir)
+                 if line['split'] == 'train'})
+  of_each, of_three = bits
+  assert of_three == pytest.approx({3: np.mean([of_each[1], of_each[3]]), 6: np.mean([of_each[5], of_each[6]]),
+                                    8: np.mean([of_each[7], of_each[8]])}, rel=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is(make_config, tmp_path):
+
+  def prepare(trainer):
+    step = trainer._step
+    trainer._step = lambda *args: (lambda state, values: (state, values | {'grad_norm': values['loss'] * np.inf}))(
+        *step(*args))
+
+  with pytest.raises(RunError, match=r'Step 1: the loss is \d.* and the gradient norm inf'):
+    run(make_config(), tmp_path / 'run', prepare)
+  assert not saved_steps(tmp_path / 'run')
+
+
+@pytest.fixture
+def queued(monkeypatch):
+  """As on a GPU, where a step is looked at while the next one is computed."""
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+
+
+def test_steps_looked_at_later_are_the_same_run(make_config, undisturbed, tmp_path, queued):
+  run(make_config(), tmp_path / 'run')
+  assert_same(outcome(tmp_path / 'run'), undisturbed)
+
+
+@pytest.mark.parametrize('polls', [5, 100])  # stopped before the sixth step, and not at all
+def test_a_step_looked_at_later_that_is_not_finite_stops_the_run(make_config, tmp_path, monkeypatch, queued, polls):
+  """The fifth, where nothing is due."""
+  left = polls
+
+  def poll():
+    nonlocal left
+    left -= 1
+    if left < 0:
+      raise stopping.Stopped('')
+
+  monkeypatch.setattr(stopping, 'poll', poll)
+  with pytest.raises(RunError, match='Step 5: .*checkpoint of step 4 is kept'):
+    run(make_config(eval_every=0, sample_every=0), tmp_path / 'run',
+        lambda trainer: setattr(trainer, '_step', Poisoned(trainer._step, {5})))
+  assert max(saved_steps(tmp_path / 'run')) == 4
 
 
 @pytest.mark.long

@@ -14,9 +14,11 @@ import pytest
 
 from helpers import leave_run, make_case, parameter_shapes
 from image_transformer import config as config_lib
-from image_transformer import data, devices, metrics, reports, runs
+from image_transformer import data, devices, metrics, pictures, reports, runs
 from image_transformer.checkpoints import Checkpoints
+from image_transformer.conditions import default_given
 from image_transformer.errors import InputError, RunError
+from image_transformer.experiments import load_config
 from image_transformer.library import load
 from image_transformer.model import make_model
 from image_transformer.optimizers import _matrices, learning_rate, make_optimizer
@@ -191,6 +193,18 @@ def test_training_reports_and_returns_the_averaged_parameters(make_config, tmp_p
   assert reported == pytest.approx(loaded.evaluate().bits_per_dim, abs=1e-6) != pytest.approx(raw, abs=1e-3)
 
 
+def test_training_draws_what_the_trained_run_would(make_config, tmp_path):
+  """With the parameters, the seed and the temperature of the configuration."""
+  config = make_config(seed=3, train={'steps': 4, 'eval_every': 0}, optimizer={'learning_rate': 0.1},
+                       sample={'temperature': 0.5})
+  trained = train(config, tmp_path / 'run')
+  images = trained.sample(10, seed=3)
+  assert (images != trained.sample(10, seed=3, temperature=1.0)).any() and (images != trained.sample(10)).any()
+  given, columns = default_given(trained.model.conditions, 10)
+  assert (tmp_path / 'run' / 'samples' / '0000004.png').read_bytes() == pictures.png(
+      pictures.grid_of(trained.model, given, images, columns))
+
+
 def test_the_seconds_of_training_go_on_where_a_run_was_resumed(make_config, tmp_path):
   run(make_config(train={'steps': 4, 'eval_every': 0}), tmp_path)
   path = tmp_path / 'metrics.jsonl'
@@ -259,6 +273,19 @@ def test_another_run_is_not_overwritten(make_config, tmp_path):
   (tmp_path / 'other' / 'thesis.tex').write_text('')
   with pytest.raises(InputError, match='not empty'):
     runs.write_config(epath.Path(tmp_path / 'other'), make_config())
+
+
+@pytest.mark.parametrize('field, value, free', [
+    *((name, value, True) for name, value in {
+        'data_dir': 'elsewhere', 'stand_in': True, 'sample.temperature': 0.5, 'eval.split': 'train',
+        'model.remat': True, 'model.attention': 'einsum', 'train.steps': 9, 'train.accumulation': 2,
+        'train.log_every': 9, 'train.checkpoint_every': 9, 'train.keep_checkpoints': 9, 'train.eval_every': 9,
+        'train.sample_every': 9}.items()),
+    *((name, value, False) for name, value in {
+        'seed': 1, 'init_from': 'elsewhere', 'folder.crop': False, 'model.dropout': 0.4, 'model.dtype': 'bfloat16',
+        'train.flip': True, 'train.split': 'test', 'train.ema_decay': 0.5, 'optimizer.schedule': 'cosine'}.items())])
+def test_what_a_run_may_change(field, value, free):
+  assert bool(runs.differences(load_config('cifar10_1d'), load_config('cifar10_1d', {field: value}))) != free
 
 
 def test_batches_that_devices_cannot_share_are_refused(make_config, tmp_path):

@@ -32,13 +32,12 @@ FIELDS = {
 
 
 def smoke(num_steps, **fields):
-  """The small form of all of them: aligned, because few steps are too few to find one's place in the small image."""
+  """The small form of all of them: aligned, since so few steps would not teach it the places of small pixels."""
   return base.smoke(num_steps=num_steps, **{
       'model.align_encoder': True, 'model.num_encoder_layers': 1, 'model.num_layers': 2, 'sample.num_images': 8,
       'sample.batch_size': 8, **fields})
 
 
-# DMOL, because it learns several times more per CPU minute.
 DMOL_SMOKE = {'model.likelihood': 'dmol', 'embedding_gain': 20.0, 'batch_size': 4}
 
 

@@ -24,8 +24,8 @@ class Encoding(NamedTuple):
   vector_BD: jax.Array | None = None  # added at every position
   context_BCD: jax.Array | None = None  # which every layer attends to
   visible_BC: jax.Array | None = None  # bool, what is visible of the context; None: all of it
-  # Rows and columns of the context in the image, in its pixels [C] each, for rotary coordinates. None: it has none, and
-  # queries are not rotated; beside a context that has some, it lies at the origin.
+  # For rotary coordinates: the row and the column of each element of the context, in pixels of the image, [C] each.
+  # None: it has no places. Queries are then not rotated, or, if another context has places, this one is at the origin.
   coordinates: Sequence[jax.Array] | None = None
 
 

@@ -91,7 +91,8 @@ class ModelConfig:
   qk_norm: bool = False  # RMS norm of each head's queries and keys
   # sine and learned encodings are added to the input of the first layer; rotary ones rotate queries and keys.
   coordinates: Literal['sine', 'learned', 'rotary'] = 'sine'
-  # Multiplies the initial weights that embed intensities or pixels, which added coordinates drown out at 1 (official).
+  # Multiplies the initial weights that embed intensities or pixels. At 1, the official value, these embeddings are much
+  # smaller than the position encodings that are added to them.
   embedding_gain: float = 1.0
   embedding_bias: float = 0.0  # standard deviation of the initial biases that embed pixels; 0: the official ones
   class_conditional: bool = False  # adds a class embedding at every position
@@ -99,7 +100,8 @@ class ModelConfig:
   text_length: int = 0  # images are generated given a text of at most so many bytes; longer ones are cut; 0: none
   text_dropout: float = 0.0  # how often training hides the text, so that images without one can be scored and drawn
   num_encoder_layers: int = 0  # of each encoder: of small images (super-resolution) and of texts
-  # With sine coordinates: the small image has the large one's, and positions attend at first to their own location.
+  # With sine coordinates: pixels of the small image get the encodings of their places in the large one, and the initial
+  # cross-attention of a position is to its own place.
   align_encoder: bool = False
   dropout: float = 0.3  # on the embedded input and on every residual branch
   attention_dropout: float = 0.0  # on the attention weights; the original has none

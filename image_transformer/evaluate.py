@@ -40,7 +40,7 @@ def make_scorer(model: ImageTransformer, batch_size: int, method: str = 'log_pro
     with Progress('evaluate', 'image', number) as progress:
       for arrays in batches:
         stopping.poll()
-        images, given = devices.split((arrays['image'], {name: arrays[name] for name in model.conditions}))
+        images, given = devices.split((arrays['image'], model.given_of(arrays)))
         nats.append(np.asarray(devices.unreplicate(parallel(params, images, given)), np.float64))
         progress.update(min(batch * len(nats), number))
     # The padding comes last.

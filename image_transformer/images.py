@@ -27,7 +27,7 @@ def find_files(path: os.PathLike | str) -> tuple[list[epath.Path], dict[epath.Pa
   Files and folders whose names begin with a dot are left out, and links to folders are not followed.
 
   Returns:
-    The files, sorted, and why anything else was left out that has no such name.
+    The files, sorted; and the paths of whatever else was left out, except for such names, with the reasons.
 
   Raises:
     InputError: if `path` does not exist, or is a directory without files.

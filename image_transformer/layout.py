@@ -245,9 +245,9 @@ def block_layout(image_shape: Sequence[int], values_per_position: int, query_blo
     raise InputError(f'model.query_block is {tuple(query_block)}, but must be one number or {len(size)} for '
                      f'{"videos" if len(size) == 3 else "still images"}.')
   image = *size, channels // values_per_position
-  layout = BlockLayout(image, tuple(query_block), tuple(memory_flange), scan)
   if len(query_block) > 1:  # a block holds whole pixels
-    layout = BlockLayout(image, (*query_block, image[-1]), (*memory_flange, 0), scan)
+    query_block, memory_flange = (*query_block, image[-1]), (*memory_flange, 0)
+  layout = BlockLayout(image, tuple(query_block), tuple(memory_flange), scan)
   if any(block > size for block, size in zip(layout.block, layout.grid)):
     shown = ' x '.join(map(str, layout.grid[:len(query_block)]))
     raise InputError(f'model.query_block is {tuple(query_block)}, larger than the {shown} positions of a '

@@ -106,7 +106,7 @@ class Run:
     """The first images of a split (see `evaluate`), uint8 [num_images, H, W, C], and what they are conditioned on."""
     check_number(num_images)
     batch = batching.first_examples(self._open(split, num_images, 'num_images'), num_images)
-    return batch['image'], {name: batch[name] for name in self.model.conditions}
+    return batch['image'], self.model.given_of(batch)
 
   def _open(self, split, number, name):
     """A split that holds this number of images, which a message calls by its name."""

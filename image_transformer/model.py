@@ -71,6 +71,10 @@ class ImageTransformer(nn.Module):
     """What images are conditioned on, by name."""
     return make_conditions(self.config, self.spec)
 
+  def given_of(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The conditions among the arrays of a batch."""
+    return {name: batch[name] for name in self.conditions}
+
   @property
   def layout(self) -> BlockLayout:
     c = self.config

@@ -112,10 +112,10 @@ def check_workdir(workdir: epath.Path) -> None:
   Raises:
     InputError: if it holds something else, or cannot be written.
   """
-  # Files left by a process that was killed while it started a run, pictures drawn before it, logs of a scheduler.
   if (workdir / weights.FILE).exists() or weights.is_to_place(workdir):
     raise InputError(f'{workdir} holds exported weights, which cannot be trained there; choose another workdir, with '
                      f'init_from={workdir} to begin with them.')
+  # Files left by a process that was killed while it started a run, pictures drawn before it, logs of a scheduler.
   begun = re.compile(r'lock|config\.json\.\d+\.part|pictures|\..*|.*\.(log|out|err)')
   if not (workdir / 'config.json').exists() and workdir.is_dir() and any(
       not begun.fullmatch(path.name) for path in workdir.iterdir()):

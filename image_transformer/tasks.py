@@ -65,7 +65,7 @@ class Task:
     typed, source = self._typed(number), ''
     if given.keys() | typed.keys() != run.model.conditions.keys():  # as in training, all come from the inputs
       (inputs, _), source = read_inputs(run, None, number), run.config.eval.split
-      given = {name: inputs[name][np.arange(number) % len(inputs[name])] for name in run.model.conditions}
+      given = {name: values[np.arange(number) % len(values)] for name, values in run.model.given_of(inputs).items()}
     given |= typed
     for temperature in self._temperatures():
       images, log_probs = run.draw(number, given, temperature, self.seed)
@@ -109,7 +109,7 @@ class Task:
       reports.write_drawing(run, name, temperature, picture, arrays)
     evaluation = None
     if originals is not None:
-      evaluation = run.evaluate_images(originals, **{name: inputs[name] for name in run.model.conditions})
+      evaluation = run.evaluate_images(originals, **run.model.given_of(inputs))
       print(f'{evaluation}, each given its small form')
     print(superres.table(measures))
     own_split = run.config.eval.split == runs.read_config(run.workdir).eval.split
@@ -123,7 +123,7 @@ class Task:
     """Draws a figure of inputs: 'attention', of one pixel of the first one, or 'bits', of each pixel."""
     from image_transformer import figures  # here, since matplotlib is slow to import and no other mode needs it
     run, inputs = self.run, self._inputs(originals=True)
-    given = {name: inputs[name] for name in run.model.conditions}
+    given = run.model.given_of(inputs)
     if kind == 'bits':
       number = len(inputs['image'])
       check(number <= _MAX_SIDE_BY_SIDE, 'num_inputs', number,
@@ -141,7 +141,7 @@ class Task:
     """Compresses all inputs into one file, and compares its size with what the model promises."""
     path = new_path(output, 'output')
     inputs = self._inputs(originals=True, default=0, exact=True)
-    given, originals = {name: inputs[name] for name in self.run.model.conditions}, inputs['image']
+    given, originals = self.run.model.given_of(inputs), inputs['image']
     content = self.run.compress(originals, verify, **given)
     write_whole(path, content)
     expected = self.run.evaluate_images(originals, **given)
@@ -189,7 +189,7 @@ class Task:
     folder, spec = new_path(output, 'output'), self.run.model.spec
     inputs = self._inputs(originals=True, default=54)
     study.check_study(form, spec, len(inputs['image']), len(self._temperatures()))  # before anything is drawn
-    given = {name: inputs[name] for name in self.run.model.conditions}
+    given = self.run.model.given_of(inputs)
     number = len(inputs['image'])
     generated = {temperature: self.run.draw(number, given, temperature, self.seed)[0]
                  for temperature in self._temperatures()}
@@ -227,7 +227,7 @@ class Task:
     """Yields temperature, samples [inputs, samples, H, W, C], and arrays to write beside the picture."""
     each, number = self.num_samples or 4, len(next(iter(inputs.values())))
     repeated = {name: np.repeat(values, each, axis=0) for name, values in inputs.items()}
-    given = {name: repeated[name] for name in self.run.model.conditions}
+    given = self.run.model.given_of(repeated)
     for temperature in self._temperatures():
       images, log_probs = self.run.draw(number * each, given, temperature, self.seed,
                                         repeated['image'] if rows else None, rows)

@@ -240,7 +240,7 @@ class Trainer:
     else:  # conditions without defaults come from the evaluation split
       number = min(number, len(self.eval_source))
       inputs = batching.first_examples(self.eval_source, number)
-      given = {name: inputs[name] for name in model.conditions}
+      given = model.given_of(inputs)
       images, _ = draw(number, given, self.config.sample.temperature)
       picture = pictures.samples_of(model, given, images[:, None], inputs['image'])
     with survive(f'Writing {self._picture(step)}'):

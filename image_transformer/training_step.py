@@ -26,9 +26,8 @@ def make_train_step(model: ImageTransformer, optimizer: optax.GradientTransforma
   train = config.train
 
   def loss_fn(params, batch, first_index, key):
-    given = {name: batch[name] for name in model.conditions}
-    log_prob = model.apply({'params': params}, batch['image'], given, True, first_index, rngs={'dropout': key},
-                           method='log_prob')
+    log_prob = model.apply({'params': params}, batch['image'], model.given_of(batch), True, first_index,
+                           rngs={'dropout': key}, method='log_prob')
     return -log_prob.mean() / model.spec.num_dims
 
   def train_step(state, batch):

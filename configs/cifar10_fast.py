@@ -50,8 +50,8 @@ GPU = {
 def get_config(variant=''):
   small = base.smoke(query_block=(32,), memory_flange=(32,), num_steps=3400, batch_size=2) | RECIPE
   return base.experiment(variant, {
-      **cifar10_1d_dmol.FIELDS,
       **small,
+      'model.likelihood': 'dmol',
       'stand_in': False,
       'model.memory_flange': (64,),
       'model.hidden_size': 128,

@@ -83,7 +83,7 @@ def read_image(path: os.PathLike | str, channels: int, exact: bool = False) -> n
       if exact and _moves(content):
         raise ValueError('it has more than one frame')
       if exact and content.startswith(_PNG) and content[24] == 16:  # PIL reads half of them
-        raise ValueError('it holds 16 bits a channel, not 8')
+        raise ValueError('it holds 16 bits a channel, not 8 bits')
       return _pixels(image, channels, exact)
 
 

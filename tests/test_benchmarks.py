@@ -12,7 +12,7 @@ import pytest
 from helpers import leave_run, paper_visible
 from image_transformer import config as config_lib
 from image_transformer import data
-from image_transformer.configs import digits
+from image_transformer.experiments import load_config
 from image_transformer.model import init_params, make_model
 from main import __file__ as MAIN
 
@@ -28,9 +28,12 @@ def measure(tmp_path, name, *arguments):
   return measured
 
 
+SMALL = '--config=configs/digits.py', '--config.model.num_layers=1'
+
+
 @pytest.fixture(scope='module')
 def model():
-  config = config_lib.from_dict(digits.get_config().to_dict())
+  config = load_config('digits', {'model.num_layers': 1})
   return make_model(config.model, data.image_spec(config))
 
 
@@ -40,7 +43,7 @@ def visible_pairs(model):
 
 
 def test_training(tmp_path, model):
-  row, = measure(tmp_path, 'training', '--config=configs/digits.py', '--batch_sizes=3', '--runs=1')['rows']
+  row, = measure(tmp_path, 'training', *SMALL, '--batch_sizes=3', '--runs=1')['rows']
   config = model.config
   num_parameters = sum(leaf.size for leaf in jax.tree.leaves(init_params(model, 0)))
   products = 2 * visible_pairs(model) * (2 * config.qkv_width)  # of queries and keys, of weights and values
@@ -69,7 +72,7 @@ print(bytes_moved(jax.jit(lambda a, b: jax.lax.fori_loop(0, 9, lambda _, x: x @ 
 
 
 def test_sampling(tmp_path, model):
-  measured = measure(tmp_path, 'sampling', '--config=configs/digits.py', '--batch_sizes=1,2', '--runs=1')
+  measured = measure(tmp_path, 'sampling', *SMALL, '--batch_sizes=1,2', '--runs=1')
   config, params = model.config, init_params(model, 0)
   # Every kernel and vector of the layers, and not the tables, of which a step looks up a row.
   layers = sum(leaf.nbytes for leaf in jax.tree.leaves((params['decoder'], params['output'])))

@@ -203,13 +203,18 @@ def test_measured_speed_is_in_results():
 def test_memory_of_compiled_steps_is_in_results():
   rows = {(row['model'], row['variant']): row for row in results('bench', 'compiled_h200.json')['rows']}
   variants = 'einsum', 'fused', 'fused, remat'
-  shown = re.findall(r'^\| `(\w+)\.py`, (\d+) images \| (.*) \|$', page('speed'), re.MULTILINE)
+  shown = re.findall(r'^\| `(\w+)\.py`, (\d+) images \| (.*\|.*\|.*) \|$', page('speed'), re.MULTILINE)
   assert {name for name, *_ in shown} == {name for name, _ in rows}
   for name, batch_size, cells in shown:
     each = [rows[name, variant] for variant in variants]
     assert {row['batch_size'] for row in each} == {int(batch_size)}
     assert cells.split(' | ') == [*(f'{row["temporary_GiB"]:.1f}' for row in each),
                                   *(f'{row["moved_GB"]:.0f}' for row in each[:2])], name
+  compiled = results('bench', 'compiled_v5e.json')['rows']
+  assert len(compiled) == 6
+  for plain, remat in zip(compiled[::2], compiled[1::2]):
+    assert (f'| `{plain["model"]}.py`, {plain["batch_size"]} images | {plain["temporary_GiB"]:.1f} | '
+            f'{remat["temporary_GiB"]:.1f} |') in page('speed')
   before = results('bench', 'h200_before.json')['rows']
   step = next(row for row in before if row.get('config') == 'cifar10_1d_dmol')
   rate = next(row['GBps'] for row in before if row['what'] == 'bandwidth')

@@ -181,8 +181,9 @@ def test_models_that_come_with_the_program_have_names(run, data_dir, tmp_path, m
     it.load('tiny')
 
 
-SHIPPED = {'cifar10': 'cifar10_fast', 'digits': 'digits', 'moving_digits': 'moving_digits_more', 'scenes': 'scenes_more',
-           'superres': 'cifar10_fast_superres'}  # and the folders of their results
+# The models that come with the program, and the folders of their results.
+SHIPPED = {'cifar10': 'cifar10_fast', 'digits': 'digits', 'moving_digits': 'moving_digits_more',
+           'scenes': 'scenes_more', 'superres': 'cifar10_fast_superres'}
 
 
 def test_the_models_that_come_with_the_program_are_small_and_have_cards():
